@@ -1,0 +1,3 @@
+"""Planwave: plan-and-execute as a service."""
+
+__version__ = "0.1.0"

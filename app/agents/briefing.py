@@ -1,0 +1,76 @@
+"""How material from outside is laid into a request: marked, and within a bound of characters."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """An instruction text from `prompts/`; its hash is stored with what it produced."""
+
+    text: str
+    hash: str
+
+    def fill(self, **values: str) -> str:
+        """The text with its `{name}` places filled."""
+        return self.text.format(**values)
+
+
+@cache
+def prompt(name: str) -> Prompt:
+    """The prompt in `prompts/NAME.md`."""
+    text = resources.files("app.agents").joinpath("prompts", f"{name}.md").read_text(encoding="utf-8").strip()
+    return Prompt(text=text, hash=sha256(text.encode()).hexdigest()[:12])
+
+
+def mark(secret: str) -> str:
+    """Eight characters for a run's block marks, which a text in a block cannot foresee."""
+    return sha256(f"planwave block {secret}".encode()).hexdigest()[:8]
+
+
+def block(kind: str, text: str, *, mark: str, label: str | None = None) -> str:
+    """The text between `<kind-mark>` lines; a text that holds the mark itself has it taken out."""
+    attribute = "" if label is None else f" task={json.dumps(label, ensure_ascii=False)}"
+    body = text.replace(mark, "")
+    return f"<{kind}-{mark}{attribute}>\n{body}\n</{kind}-{mark}>"
+
+
+def context_blocks(context: Any, *, mark: str) -> list[str]:
+    """The goal's context as one block; nothing where there is none."""
+    if context is None or context == {}:
+        return []
+    return [block("context", json.dumps(context, ensure_ascii=False, indent=1), mark=mark)]
+
+
+def result_blocks(results: Mapping[str, str], *, limit: int, mark: str) -> list[str]:
+    """One labelled block per result, together within `limit` characters."""
+    texts = share(list(results.values()), limit)
+    return [block("result", text, mark=mark, label=key) for key, text in zip(results, texts, strict=True)]
+
+
+def share(texts: Sequence[str], limit: int) -> list[str]:
+    """The texts whole while they all fit; otherwise the long ones cut to equal shares, head and tail kept."""
+    room, left = limit, len(texts)
+    cap = limit
+    for length in sorted(len(text) for text in texts):
+        # Texts shorter than an equal share leave what they do not need to the longer ones.
+        cap = room // left
+        if length > cap:
+            return [_cut(text, cap) for text in texts]
+        room -= length
+        left -= 1
+    return list(texts)
+
+
+def _cut(text: str, cap: int) -> str:
+    if len(text) <= cap:
+        return text
+    note = f"\n[... {len(text) - cap:,} or more of {len(text):,} characters cut here ...]\n"
+    keep = max(0, cap - len(note))
+    head = keep - keep // 3
+    return text[:head] + note + (text[len(text) - keep // 3 :] if keep // 3 else "")

@@ -1,0 +1,22 @@
+"""What is asked of a model to make the run's result from the results of its last tasks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.agents.briefing import context_blocks, prompt, result_blocks
+from app.llm.chat import Message
+
+
+def messages(
+    *, goal: str, context: Any, results: Mapping[str, str], other_keys: Sequence[str], limit: int, mark: str
+) -> list[Message]:
+    """The goal, the results of the tasks that nothing depends on, and the keys of the tasks behind them."""
+    parts = [f"Goal: {goal}", *context_blocks(context, mark=mark)]
+    if other_keys:
+        parts.append(f"Earlier tasks whose results went into these: {', '.join(other_keys)}")
+    parts += result_blocks(results, limit=limit, mark=mark)
+    parts.append("Write the answer to the goal.")
+    return [
+        Message(role="system", content=prompt("synthesizer").fill(mark=mark)),
+        Message(role="user", content="\n\n".join(parts)),
+    ]

@@ -1,0 +1,77 @@
+"""Every error that Planwave raises on purpose.
+
+PlanwaveError
+├── LeaseLost             another worker drives the run now; what this one did is dropped
+├── ConfigurationError    a setting or start-up option that cannot work
+├── StorageUnavailable    the database is away, locked or full; try again
+└── ModelError            a model call that gave nothing usable
+    ├── TransportFault    the endpoint did not answer properly; the same call may work later
+    ├── CallRefused       the endpoint will never answer this call (400, 404, 422 ...)
+    │   ├── FormatRefused it refuses the response format asked for; ask with a simpler one
+    │   └── AuthFailed    401 or 403
+    └── SpoiledAnswer     an answer came, and cannot be used
+        └── ModelDeclined the model or its filter will not do it; asking again is no use
+"""
+
+
+class PlanwaveError(Exception):
+    """The root; `code` is stable and may be shown to clients."""
+
+    code = "internal_error"
+
+
+class LeaseLost(PlanwaveError):
+    """The run is no longer ours: the fence found another token."""
+
+    code = "lease_lost"
+
+
+class ConfigurationError(PlanwaveError):
+    """A setting or start-up option that cannot work; the message says what to change."""
+
+    code = "configuration"
+
+
+class StorageUnavailable(PlanwaveError):
+    """The database cannot be reached or cannot take the write now."""
+
+    code = "storage_unavailable"
+
+
+class ModelError(PlanwaveError):
+    """A model call without a usable answer. `kind` says which sort and is stored with the attempt."""
+
+    code = "model_error"
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+
+
+class TransportFault(ModelError):
+    """Connection errors, 408, 409, 429, 5xx, bodies that are no completion: worth another try, later."""
+
+    def __init__(self, message: str, *, kind: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, kind=kind)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CallRefused(ModelError):
+    """The endpoint refuses this very request; the same request would be refused again."""
+
+
+class FormatRefused(CallRefused):
+    """The endpoint does not take this kind of response format."""
+
+
+class AuthFailed(CallRefused):
+    """The endpoint does not accept our credentials."""
+
+
+class SpoiledAnswer(ModelError):
+    """Empty, cut off or shaped wrongly: the model may do better when asked again."""
+
+
+class ModelDeclined(SpoiledAnswer):
+    """A refusal or a content filter: the same question would be declined again."""

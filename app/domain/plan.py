@@ -1,0 +1,40 @@
+"""A plan as somebody proposes it: tasks that name each other, and what is wrong with them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedTask:
+    """One task of a proposed plan; ids are the plan's own and become keys when it is stored."""
+
+    id: str
+    description: str
+    depends_on: tuple[str, ...] = ()
+    critical: bool = True
+    tools: tuple[str, ...] = ()
+    output_schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanProblem:
+    """One thing that is wrong with a plan, said so that a client or a model can mend it.
+
+    `pointer` is a JSON pointer into the plan (`/tasks/3/depends_on/0`), `path` the cycle where there is one.
+    """
+
+    code: str
+    message: str
+    pointer: str
+    task_id: str | None = None
+    path: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The problem as an entry of an error's or event's `errors`."""
+        entry: dict[str, Any] = {"code": self.code, "message": self.message, "pointer": self.pointer}
+        if self.task_id is not None:
+            entry["task_id"] = self.task_id
+        if self.path:
+            entry["path"] = list(self.path)
+        return entry

@@ -1,0 +1,48 @@
+"""Every setting, from the environment or `.env`, with its default and its unit in its name."""
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+OFFLINE_MODEL = "offline"
+
+
+class Settings(BaseSettings):
+    """Read once at start-up. Prefix `PLANWAVE_`; `OPENAI_API_KEY` and `OPENAI_BASE_URL` where ours are unset."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PLANWAVE_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    database_url: str = Field("sqlite:///./planwave.db", description="sqlite:///… or postgresql://…")
+    database_pool_size: int = Field(10, ge=2, description="Connections to PostgreSQL per process")
+    wake: str = Field("auto", pattern="^(auto|poll)$", description="poll: no LISTEN/NOTIFY, for PgBouncer")
+
+    llm_base_url: str | None = Field(
+        None, validation_alias=AliasChoices("PLANWAVE_LLM_BASE_URL", "OPENAI_BASE_URL", "llm_base_url")
+    )
+    llm_api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("PLANWAVE_LLM_API_KEY", "OPENAI_API_KEY", "llm_api_key")
+    )
+    llm_model: str = Field("gpt-4o-mini", description="Answers tasks, and all else unless set below")
+    llm_planner_model: str | None = None
+    llm_synthesizer_model: str | None = None
+    llm_max_concurrency: int = Field(32, ge=1, description="Model calls in flight per process")
+    llm_timeout_seconds: float = Field(300, gt=0, description="Bound of a planning or synthesis call")
+    llm_backoff_base_seconds: float = Field(0.5, ge=0)
+    llm_backoff_cap_seconds: float = Field(30, ge=0)
+    llm_max_answer_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+
+    context_max_characters: int = Field(60_000, ge=100, description="Results shown in one request")
+
+    worker_max_runs: int = Field(100, ge=1, description="Runs driven at once per process")
+    lease_seconds: float = Field(15, gt=0, description="A dead worker's runs are taken over after this")
+    poll_seconds: float = Field(1, gt=0, description="How often a worker looks for due runs by itself")
+    drain_seconds: float = Field(10, ge=0, description="Grace for calls in flight at shutdown")
+
+    log_format: str = Field("auto", pattern="^(auto|json|console)$")
+    log_level: str = "INFO"
+
+    @property
+    def offline(self) -> bool:
+        """Whether the built-in model answers: no endpoint and no key is set."""
+        return self.llm_base_url is None and self.llm_api_key is None

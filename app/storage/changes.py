@@ -1,0 +1,333 @@
+"""What one commit writes for one run, and the writing of it: outcomes, starts, calls and their events together."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.graph import critical_path
+from app.domain.ids import RunId, TaskKey, TenantId
+from app.domain.status import AttemptStatus, CallStatus, PlanReason, RunStatus, Seat, TaskStatus
+from app.domain.usage import Usage
+from app.storage.dispatch import Fenced, fence
+from app.storage.tables import attempts, calls, dependencies, events, plans, tasks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTask:
+    """A task as a generation adds it; `depends_on` are keys."""
+
+    key: TaskKey
+    position: int
+    description: str
+    depends_on: tuple[TaskKey, ...]
+    wave: int
+    critical: bool = True
+    tools: tuple[str, ...] = ()
+    output_schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewPlan:
+    """A generation to store."""
+
+    generation: int
+    reason: PlanReason
+    tasks: Sequence[NewTask]
+    prompt_hash: str | None = None
+
+
+NewEvent = tuple[str, TaskKey | None, Mapping[str, Any]]
+"""Type, task and data of an event that has no number yet."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Changes:
+    """Everything that one commit writes for one run, in the words of what happened. Empty, it writes only a version."""
+
+    tenant_id: TenantId
+    run_id: RunId
+    token: UUID | None
+    status: RunStatus | None = None
+    progress: Mapping[str, int] | None = None
+    result: Any = None
+    error: Mapping[str, Any] | None = None
+    stop_requested: str | None = None
+    begun: bool = False
+    over: bool = False
+    plan: NewPlan | None = None
+    llm_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    _tasks: list[dict[str, Any]] = field(default_factory=list)
+    _new_attempts: list[dict[str, Any]] = field(default_factory=list)
+    _ended_attempts: list[dict[str, Any]] = field(default_factory=list)
+    _new_calls: list[dict[str, Any]] = field(default_factory=list)
+    _ended_calls: list[dict[str, Any]] = field(default_factory=list)
+    _events: list[NewEvent] = field(default_factory=list)
+
+    def event(self, type_: str, *, task_key: TaskKey | None = None, **data: Any) -> None:
+        """Something that clients may read of, in the order of these calls."""
+        self._events.append((type_, task_key, data))
+
+    def task(self, key: TaskKey, status: TaskStatus, *, result: Any = None, retry_in_ms: int | None = None) -> None:
+        """A task changes its status."""
+        self._tasks.append({"b_key": key, "status": status, "result": result, "retry_in_ms": retry_in_ms})
+
+    def attempt_started(self, key: TaskKey, number: int, *, description: str, prompt_hash: str) -> None:
+        """A new try at a task."""
+        row = {"task_key": key, "number": number, "description": description, "prompt_hash": prompt_hash}
+        self._new_attempts.append(row | {"status": AttemptStatus.RUNNING})
+
+    def attempt_ended(
+        self, key: TaskKey, number: int, status: AttemptStatus, *, error: Mapping[str, Any] | None = None
+    ) -> None:
+        """A try at a task came to its end."""
+        self._ended_attempts.append({"b_key": key, "b_number": number, "status": status, "error": error})
+
+    def call_opened(
+        self,
+        number: int,
+        *,
+        seat: Seat,
+        model: str,
+        try_number: int,
+        task_key: TaskKey | None = None,
+        attempt: int | None = None,
+    ) -> None:
+        """A request is about to be sent to a model. Counted from here, whatever becomes of it."""
+        self.llm_calls += 1
+        self._new_calls.append(
+            {
+                "number": number,
+                "seat": seat,
+                "task_key": task_key,
+                "attempt": attempt,
+                "try_number": try_number,
+                "status": CallStatus.OPEN,
+                "model": model,
+            }
+        )
+
+    def call_ended(
+        self,
+        number: int,
+        status: CallStatus,
+        *,
+        usage: Usage | None = None,
+        answer: str | None = None,
+        error: Mapping[str, Any] | None = None,
+        retry_in_ms: int | None = None,
+    ) -> None:
+        """What became of a request."""
+        if usage is not None:
+            self.input_tokens += usage.input_tokens
+            self.output_tokens += usage.output_tokens
+        self._ended_calls.append(
+            {
+                "b_number": number,
+                "status": status,
+                "input_tokens": None if usage is None else usage.input_tokens,
+                "output_tokens": None if usage is None else usage.output_tokens,
+                "answer": answer,
+                "error": error,
+                "retry_in_ms": retry_in_ms,
+            }
+        )
+
+
+async def write(
+    connection: AsyncConnection, batch: Iterable[Changes], *, batch_id: UUID | None = None
+) -> dict[RunId, Fenced]:
+    """Write the changes of several runs in this transaction; a run that is missing from the answer was not ours.
+
+    Runs are touched in the order of their ids, so that two writers of the same runs cannot wait for each other.
+    """
+    passed: dict[RunId, Fenced] = {}
+    rows = Rows()
+    for changes in sorted(batch, key=lambda c: c.run_id):
+        through = await _pass_fence(connection, changes, batch_id)
+        if through is not None:
+            passed[changes.run_id] = through
+            rows.add(changes, through)
+    await rows.write(connection)
+    return passed
+
+
+async def _pass_fence(connection: AsyncConnection, changes: Changes, batch_id: UUID | None) -> Fenced | None:
+    return await fence(
+        connection,
+        tenant_id=changes.tenant_id,
+        run_id=changes.run_id,
+        token=changes.token,
+        values={
+            "events": len(changes._events),
+            "status": changes.status,
+            "generation": None if changes.plan is None else changes.plan.generation,
+            "progress": changes.progress,
+            "result": changes.result,
+            "error": changes.error,
+            "stop_requested": changes.stop_requested,
+            "llm_calls": changes.llm_calls,
+            "input_tokens": changes.input_tokens,
+            "output_tokens": changes.output_tokens,
+            "begun": changes.begun,
+            "over": changes.over,
+            "release": changes.over,
+            "outcome": bool(changes._ended_calls) or changes.over,
+            "batch_id": batch_id,
+        },
+    )
+
+
+class Rows:
+    """Rows to write in one transaction, gathered by statement."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, list[dict[str, Any]]] = {name: [] for name in _STATEMENTS}
+
+    async def write(self, connection: AsyncConnection) -> None:
+        """Write them all; parents before children."""
+        for name, statement in _STATEMENTS.items():
+            if rows := self._batches[name]:
+                await connection.execute(statement, rows)
+
+    def add(self, changes: Changes, fenced: Fenced) -> None:
+        """All that the changes say, at the time and with the event numbers that the fence gave."""
+        now = fenced.now
+        run = {"tenant_id": changes.tenant_id, "run_id": changes.run_id}
+        of_run = {"b_tenant_id": changes.tenant_id, "b_run_id": changes.run_id}
+        to = self._batches
+        if changes.plan is not None:
+            self.add_plan(changes.tenant_id, changes.run_id, changes.plan, now)
+        to["tasks"] += [of_run | _task_row(task, now) for task in changes._tasks]
+        to["new_attempts"] += [run | row | {"started_at": now} for row in changes._new_attempts]
+        to["ended_attempts"] += [of_run | row | {"finished_at": now} for row in changes._ended_attempts]
+        to["new_calls"] += [run | row | {"started_at": now} for row in changes._new_calls]
+        to["ended_calls"] += [of_run | _timed(row, now) | {"finished_at": now} for row in changes._ended_calls]
+        self.add_events(changes.tenant_id, changes.run_id, changes._events, last=fenced.event_seq, now=now)
+
+    def add_events(self, tenant_id: TenantId, run_id: RunId, new: Sequence[NewEvent], *, last: int, now: int) -> None:
+        """The events, numbered so that the last of them is `last`."""
+        for seq, (type_, task_key, data) in enumerate(new, start=last - len(new) + 1):
+            self._batches["events"].append(
+                {
+                    "tenant_id": tenant_id,
+                    "run_id": run_id,
+                    "seq": seq,
+                    "type": type_,
+                    "at": now,
+                    "task_key": task_key,
+                    "data": data,
+                }
+            )
+
+    def add_plan(self, tenant_id: TenantId, run_id: RunId, plan: NewPlan, now: int) -> None:
+        """A new generation with its tasks and their dependencies."""
+        run = {"tenant_id": tenant_id, "run_id": run_id}
+        path = critical_path({task.key: task.depends_on for task in plan.tasks})
+        self._batches["plans"].append(
+            {
+                **run,
+                "generation": plan.generation,
+                "reason": plan.reason,
+                "parent_generation": None,
+                "failed_task_keys": [],
+                "added": [task.key for task in plan.tasks],
+                "carried": [],
+                "superseded": [],
+                "critical_path": list(path),
+                "prompt_hash": plan.prompt_hash,
+                "created_at": now,
+            }
+        )
+        for task in plan.tasks:
+            self._batches["new_tasks"].append(
+                {
+                    **run,
+                    "key": task.key,
+                    "position": task.position,
+                    "generation": plan.generation,
+                    "description": task.description,
+                    "wave": task.wave,
+                    "critical": task.critical,
+                    "tools": list(task.tools),
+                    "output_schema": task.output_schema,
+                    "status": TaskStatus.PENDING,
+                }
+            )
+            for position, dependency in enumerate(task.depends_on):
+                self._batches["dependencies"].append(
+                    {**run, "task_key": task.key, "depends_on": dependency, "position": position}
+                )
+
+
+def count_by_status(statuses: Iterable[str]) -> dict[str, int]:
+    """A run's `progress`: how many tasks there are in each status, and in all that are not superseded."""
+    counted = Counter(statuses)
+    counts = {status.value: counted[status] for status in TaskStatus}
+    return {"total": counted.total() - counts["superseded"], **counts}
+
+
+_OVER = {TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.SKIPPED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED}
+
+
+def _timed(row: Mapping[str, Any], now: int) -> dict[str, Any]:
+    wait = row["retry_in_ms"]
+    timed = {name: value for name, value in row.items() if name != "retry_in_ms"}
+    return timed | {"retry_at": None if wait is None else now + wait}
+
+
+def _task_row(task: Mapping[str, Any], now: int) -> dict[str, Any]:
+    return _timed(task, now) | {
+        "started_at": now if task["status"] == TaskStatus.RUNNING else None,
+        "finished_at": now if task["status"] in _OVER else None,
+    }
+
+
+def _of(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
+    named = {"key": "b_key", "task_key": "b_key", "number": "b_number"}
+    clauses = [table.c.tenant_id == sa.bindparam("b_tenant_id"), table.c.run_id == sa.bindparam("b_run_id")]
+    return sa.and_(*clauses, *(table.c[name] == sa.bindparam(named[name]) for name in columns))
+
+
+_STATEMENTS: dict[str, sa.sql.dml.UpdateBase] = {
+    "plans": sa.insert(plans),
+    "new_tasks": sa.insert(tasks),
+    "dependencies": sa.insert(dependencies),
+    "tasks": sa.update(tasks)
+    .where(_of(tasks, "key"))
+    .values(
+        status=sa.bindparam("status"),
+        result=sa.func.coalesce(sa.bindparam("result", type_=tasks.c.result.type), tasks.c.result),
+        next_attempt_at=sa.bindparam("retry_at"),
+        started_at=sa.func.coalesce(tasks.c.started_at, sa.bindparam("started_at", type_=sa.BigInteger)),
+        finished_at=sa.bindparam("finished_at"),
+    ),
+    "new_attempts": sa.insert(attempts),
+    "ended_attempts": sa.update(attempts)
+    .where(_of(attempts, "task_key", "number"))
+    .values(status=sa.bindparam("status"), error=sa.bindparam("error"), finished_at=sa.bindparam("finished_at")),
+    "new_calls": sa.insert(calls),
+    "ended_calls": sa.update(calls)
+    .where(_of(calls, "number"))
+    .values(
+        {
+            name: sa.bindparam(name)
+            for name in (
+                "status",
+                "input_tokens",
+                "output_tokens",
+                "answer",
+                "error",
+                "retry_at",
+                "finished_at",
+            )
+        }
+    ),
+    "events": sa.insert(events),
+}

@@ -1,0 +1,173 @@
+"""The connection to the database: URLs, transactions, the clock. The only place that commits."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+import uuid_utils.compat
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from app.domain.errors import ConfigurationError, StorageUnavailable
+
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_SQLITE_BUSY_SECONDS = 30
+_ANNOUNCED = "planwave_announced"
+
+
+class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's clock in integer milliseconds since 1970 UTC, moving within a transaction."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms, "postgresql")
+def _now_ms_postgresql(element: now_ms, compiler: Any, **kw: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+@compiles(now_ms, "sqlite")
+def _now_ms_sqlite(element: now_ms, compiler: Any, **kw: Any) -> str:
+    # unixepoch('subsec') is NULL before SQLite 3.42.
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+
+
+def new_id() -> UUID:
+    """A UUIDv7: rows made later sort later."""
+    return uuid_utils.compat.uuid7()
+
+
+def parse_url(url: str) -> sa.URL:
+    """A `sqlite:///…` or `postgresql://…` URL with the driver that Planwave uses."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise ConfigurationError("PLANWAVE_DATABASE_URL is not a URL; try sqlite:///./planwave.db.") from None
+    driver = _DRIVERS.get(parsed.get_backend_name())
+    if driver is None:
+        raise ConfigurationError(
+            f"PLANWAVE_DATABASE_URL names '{parsed.get_backend_name()}'; Planwave runs on sqlite and postgresql."
+        )
+    return parsed.set(drivername=driver)
+
+
+class Database:
+    """Transactions on one database. Every write transaction is short: no model or tool is called inside one."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = parse_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._engine = self._sqlite_engine() if self.is_sqlite else self._postgresql_engine(pool_size)
+        self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
+        self._writer = asyncio.Lock()
+        self._listeners: list[Any] = []
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction, committed when the block ends and rolled back when it raises.
+
+        Raises `StorageUnavailable` when the database is away, locked or full.
+        """
+        if self.is_sqlite:
+            async with self._writer, self._begin() as connection:
+                yield connection
+        else:
+            async with self._begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for SELECTs, each seeing what is committed when it starts."""
+        with _faults_named():
+            async with self._reads.connect() as connection:
+                yield connection
+
+    def on_announce(self, listener: Any) -> None:
+        """Have `listener(run_id)` called after each commit in this process that announced a run."""
+        self._listeners.append(listener)
+
+    async def announce(self, connection: AsyncConnection, run_id: UUID) -> None:
+        """Tell those who wait, here and on PostgreSQL in every process, that this run changed; sent at the commit."""
+        (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, []).append(run_id)
+        if not self.is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_notify("planwave", str(run_id))))
+
+    async def ping(self) -> None:
+        """Raises `StorageUnavailable` unless a SELECT works."""
+        async with self.read() as connection:
+            await connection.execute(sa.select(1))
+
+    async def close(self) -> None:
+        """Close every connection; nothing may be in use."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[AsyncConnection]:
+        with _faults_named():
+            async with self._engine.connect() as connection:
+                announced: list[UUID] = (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, [])
+                announced.clear()
+                async with connection.begin():
+                    yield connection
+        for run_id in announced:
+            for listener in self._listeners:
+                listener(run_id)
+        announced.clear()
+
+    def _postgresql_engine(self, pool_size: int) -> AsyncEngine:
+        return create_async_engine(self.url, pool_size=pool_size, max_overflow=0, pool_timeout=10, pool_pre_ping=True)
+
+    def _sqlite_engine(self) -> AsyncEngine:
+        engine = create_async_engine(
+            self.url,
+            pool_size=5,
+            max_overflow=5,
+            pool_timeout=_SQLITE_BUSY_SECONDS,
+            connect_args={"timeout": _SQLITE_BUSY_SECONDS},
+        )
+        sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
+        sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
+        return engine
+
+
+def prepare_sqlite(connection: Any, record: object) -> None:
+    """Make a new SQLite connection durable and safe under concurrency; SQLAlchemy's `connect` event."""
+    connection.isolation_level = None  # we say BEGIN ourselves: the driver's own default loses updates
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # a 202 must survive a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_SECONDS * 1000}")
+    cursor.close()
+
+
+def begin_sqlite(connection: sa.Connection) -> None:
+    """Take the write lock at once: a deferred upgrade fails immediately whatever the busy timeout."""
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class _faults_named:  # noqa: N801 - used as a with-statement's word
+    """Turns the drivers' ways of saying "away, locked, full" into `StorageUnavailable`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PoolTimeout | OSError):
+            raise StorageUnavailable("The database cannot be reached.") from error
+        if isinstance(error, DBAPIError) and (
+            error.connection_invalidated
+            or isinstance(error, OperationalError)
+            or isinstance(error.orig, sqlite3.OperationalError)
+        ):
+            raise StorageUnavailable("The database cannot be reached or cannot take the write.") from error

@@ -1,0 +1,180 @@
+"""How runs reach workers: claim, renew, release and fence. The `runs` table is the queue; there is no second list.
+
+Correctness rests on two compare-and-sets: a claim takes a run only while its `ready_at` has passed, and every write of
+an outcome passes the fence, which matches the token of that claim. SKIP LOCKED only spares workers each other's waits.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.ids import RunId, TenantId
+from app.domain.status import CLAIMABLE, StopRequest
+from app.storage.database import now_ms
+from app.storage.tables import runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The right to drive a run, until somebody else's claim replaces the token. `epoch` is for order and logs."""
+
+    tenant_id: TenantId
+    run_id: RunId
+    token: UUID
+    epoch: int
+    takeovers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fenced:
+    """What the fence let through: the database's time (ms) and the number of the last event reserved."""
+
+    now: int
+    event_seq: int
+    stop_requested: StopRequest | None
+
+
+async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int) -> list[Lease]:
+    """Lease up to `limit` due runs, the most urgent first: queued, delayed and abandoned runs are one predicate."""
+    token = uuid4()
+    due = runs.c.status.in_(CLAIMABLE) & (runs.c.ready_at <= now_ms())
+    picked = (
+        sa.select(runs.c.tenant_id, runs.c.id)
+        .where(due)
+        .order_by(runs.c.priority.desc(), runs.c.ready_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("picked")
+    )
+    statement = (
+        sa.update(runs)
+        .where(runs.c.tenant_id == picked.c.tenant_id, runs.c.id == picked.c.id, due)
+        .values(
+            lease_token=token,
+            lease_owner=owner,
+            epoch=runs.c.epoch + 1,
+            takeovers=runs.c.takeovers + sa.case((runs.c.lease_token.is_not(None), 1), else_=0),
+            ready_at=now_ms() + lease_ms,
+        )
+        .returning(runs.c.tenant_id, runs.c.id, runs.c.epoch, runs.c.takeovers)
+    )
+    return [
+        Lease(tenant_id=row.tenant_id, run_id=row.id, token=token, epoch=row.epoch, takeovers=row.takeovers)
+        for row in await connection.execute(statement)
+    ]
+
+
+async def renew(
+    connection: AsyncConnection, leases: Collection[Lease], *, lease_ms: int
+) -> dict[RunId, StopRequest | None]:
+    """Extend the leases; a run that is missing from the answer is lost. The values are what clients ask of the runs."""
+    statement = (
+        sa.update(runs)
+        .where(_held_by(leases))
+        .values(ready_at=now_ms() + lease_ms)
+        .returning(runs.c.id, runs.c.stop_requested)
+    )
+    return {RunId(row.id): _stop(row.stop_requested) for row in await connection.execute(statement)}
+
+
+async def stop_requests(connection: AsyncConnection, leases: Collection[Lease]) -> dict[RunId, StopRequest]:
+    """Those of our runs that a client wants stopped."""
+    statement = sa.select(runs.c.id, runs.c.stop_requested).where(_held_by(leases), runs.c.stop_requested.is_not(None))
+    return {RunId(row.id): StopRequest(row.stop_requested) for row in await connection.execute(statement)}
+
+
+async def release(connection: AsyncConnection, lease: Lease, *, ready_in_ms: int) -> bool:
+    """Give the run back, due after `ready_in_ms`; False when it was no longer ours."""
+    statement = (
+        sa.update(runs)
+        .where(runs.c.tenant_id == lease.tenant_id, runs.c.id == lease.run_id, runs.c.lease_token == lease.token)
+        .values(lease_token=None, lease_owner=None, ready_at=now_ms() + ready_in_ms)
+    )
+    return (await connection.execute(statement)).rowcount == 1
+
+
+async def next_due_in_ms(connection: AsyncConnection) -> int | None:
+    """How long until the next run can be claimed, or None when none waits; negative when one is overdue."""
+    statement = sa.select(sa.func.min(runs.c.ready_at) - now_ms()).where(runs.c.status.in_(CLAIMABLE))
+    found: int | None = (await connection.execute(statement)).scalar()
+    return found
+
+
+def _bound(name: str, type_: Any) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=type_)
+
+
+def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
+    """One statement for every writer: the event numbers, the version and the run's own columns, or no row at all.
+
+    A NULL leaves a column as it is, so that every commit of every run uses the same prepared statement. `ready_at` is
+    never written: it is indexed, and this is the hottest UPDATE.
+    """
+    keep = sa.func.coalesce
+    now = now_ms()
+    statement = sa.update(runs).where(
+        runs.c.tenant_id == sa.bindparam("b_tenant_id"), runs.c.id == sa.bindparam("b_run_id")
+    )
+    if held:
+        statement = statement.where(runs.c.lease_token == sa.bindparam("b_token"))
+    over = _bound("b_over", sa.Boolean)
+    let_go = _bound("b_release", sa.Boolean)
+    return statement.values(
+        event_seq=runs.c.event_seq + _bound("b_events", sa.Integer),
+        version=runs.c.version + 1,
+        status=keep(_bound("b_status", sa.String), runs.c.status),
+        generation=keep(_bound("b_generation", sa.Integer), runs.c.generation),
+        progress=keep(_bound("b_progress", runs.c.progress.type), runs.c.progress),
+        result=keep(_bound("b_result", runs.c.result.type), runs.c.result),
+        error=keep(_bound("b_error", runs.c.error.type), runs.c.error),
+        llm_calls=runs.c.llm_calls + _bound("b_llm_calls", sa.Integer),
+        input_tokens=runs.c.input_tokens + _bound("b_input_tokens", sa.BigInteger),
+        output_tokens=runs.c.output_tokens + _bound("b_output_tokens", sa.BigInteger),
+        started_at=sa.case((_bound("b_begun", sa.Boolean), keep(runs.c.started_at, now)), else_=runs.c.started_at),
+        finished_at=sa.case((over, now), else_=runs.c.finished_at),
+        stop_requested=sa.case((over, None), else_=keep(_bound("b_stop_requested", sa.String), runs.c.stop_requested)),
+        takeovers=sa.case((_bound("b_outcome", sa.Boolean), 0), else_=runs.c.takeovers),
+        lease_token=sa.case((let_go, None), else_=runs.c.lease_token),
+        lease_owner=sa.case((let_go, None), else_=runs.c.lease_owner),
+        batch_id=keep(_bound("b_batch_id", sa.Uuid), runs.c.batch_id),
+    ).returning(now.label("now"), runs.c.event_seq, runs.c.stop_requested)
+
+
+_FENCE_HELD = _fence(held=True)
+_FENCE_ANY = _fence(held=False)
+
+
+async def fence(
+    connection: AsyncConnection,
+    *,
+    tenant_id: TenantId,
+    run_id: RunId,
+    token: UUID | None,
+    values: Mapping[str, Any],
+) -> Fenced | None:
+    """Reserve event numbers and write the run's columns, if the run is still ours; None when it is not.
+
+    `token` None is for a client's request, which needs no lease; its caller has looked at the run in this transaction.
+    """
+    bound: dict[str, Any] = {"b_tenant_id": tenant_id, "b_run_id": run_id}
+    bound.update((f"b_{name}", value) for name, value in values.items())
+    if token is not None:
+        bound["b_token"] = token
+    statement = _FENCE_ANY if token is None else _FENCE_HELD
+    row = (await connection.execute(statement, bound)).one_or_none()
+    if row is None:
+        return None
+    return Fenced(now=row.now, event_seq=row.event_seq, stop_requested=_stop(row.stop_requested))
+
+
+def _held_by(leases: Collection[Lease]) -> sa.ColumnElement[bool]:
+    held = [(lease.tenant_id, lease.run_id, lease.token) for lease in leases]
+    return sa.tuple_(runs.c.tenant_id, runs.c.id, runs.c.lease_token).in_(held)
+
+
+def _stop(value: str | None) -> StopRequest | None:
+    return None if value is None else StopRequest(value)

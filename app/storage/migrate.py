@@ -1,0 +1,80 @@
+"""Bring a database to the newest schema, and say whether it is there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import OperationalError
+
+from app.domain.errors import StorageUnavailable
+from app.storage.database import begin_sqlite, parse_url, prepare_sqlite
+
+_LOCK = 7_526_274_963  # any number that nobody else takes: one migration at a time on PostgreSQL
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Run the migrations up to `revision`; a process that comes second waits, then finds nothing to do."""
+    _run(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Run the migrations back down to `revision` (`base` for none)."""
+    _run(url, lambda config: command.downgrade(config, revision))
+
+
+def is_current(url: str) -> bool:
+    """Whether the database has the schema that this version needs."""
+    head = ScriptDirectory.from_config(config()).get_current_head()
+    engine = sync_engine(url)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision() == head
+    except OperationalError as error:
+        raise StorageUnavailable("The database cannot be reached.") from error
+    finally:
+        engine.dispose()
+
+
+def config() -> Config:
+    """Alembic's configuration: beside the package in an installed wheel, at the top of a checkout."""
+    here = Path(__file__).parent
+    ini = here / "alembic.ini"
+    return Config(str(ini if ini.exists() else here.parent.parent / "alembic.ini"))
+
+
+def sync_engine(url: str) -> sa.Engine:
+    """A blocking engine for the same database: migrations run before anything else does."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed)
+    engine = sa.create_engine(parsed.set(drivername="sqlite"))
+    sa.event.listen(engine, "connect", prepare_sqlite)
+    sa.event.listen(engine, "begin", begin_sqlite)
+    return engine
+
+
+@contextmanager
+def locked(connection: sa.Connection) -> Iterator[None]:
+    """Keep other migrations away until the block's transaction ends; SQLite's BEGIN IMMEDIATE does so by itself."""
+    with connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        yield
+
+
+def _run(url: str, do: Callable[[Config], None]) -> None:
+    engine = sync_engine(url)
+    try:
+        with engine.connect() as connection, locked(connection):
+            alembic = config()
+            alembic.attributes["connection"] = connection
+            do(alembic)
+    except OperationalError as error:
+        raise StorageUnavailable("The database cannot be reached.") from error
+    finally:
+        engine.dispose()

@@ -1,0 +1,218 @@
+"""Every table, once: the migrations must equal this file (a test compares them).
+
+Times are integer milliseconds since 1970 UTC, read from the database's own clock. `tenant_id` leads every key, so that
+tenants can later be spread over several databases.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+Millis = sa.BigInteger
+
+
+def _tenant() -> sa.Column[str]:
+    return sa.Column("tenant_id", sa.String(64), primary_key=True)
+
+
+def _run() -> sa.Column[object]:
+    return sa.Column("run_id", sa.Uuid, primary_key=True)
+
+
+def _of_run() -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE")
+
+
+goals = sa.Table(
+    "goals",
+    metadata,
+    _tenant(),
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("goal", sa.Text, nullable=False),
+    sa.Column("context", Json),
+    sa.Column("metadata", Json, nullable=False),
+    sa.Column("created_at", Millis, nullable=False),
+)
+
+# The row is the run, its place in the queue, and the fence that all its writers pass.
+runs = sa.Table(
+    "runs",
+    metadata,
+    _tenant(),
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("goal_id", sa.Uuid, nullable=False),
+    sa.Column("mode", sa.String(16), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("stop_requested", sa.String(8)),
+    sa.Column("generation", sa.Integer),
+    sa.Column("result", Json),
+    sa.Column("error", Json),
+    sa.Column("options", Json, nullable=False),
+    sa.Column("budget", Json, nullable=False),
+    sa.Column("metadata", Json, nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    # Counts of tasks by status and sums over `calls`, written with what changes them: polling reads one row.
+    sa.Column("progress", Json, nullable=False),
+    sa.Column("llm_calls", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("tool_calls", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("input_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    # The last event's number, and one more with every change that a reader could see.
+    sa.Column("event_seq", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("version", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("created_at", Millis, nullable=False),
+    sa.Column("started_at", Millis),
+    sa.Column("finished_at", Millis),
+    # The lease. `ready_at` means "due" while no worker holds the run and "lease ends" while one does.
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("ready_at", Millis, nullable=False),
+    sa.Column("lease_token", sa.Uuid),
+    sa.Column("lease_owner", sa.String(200)),
+    # Claims of this run so far, and those among them that took over an expired lease since the last outcome.
+    sa.Column("epoch", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("takeovers", sa.Integer, nullable=False, server_default="0"),
+    # The last group commit that wrote here: after an unknown COMMIT its writer looks it up.
+    sa.Column("batch_id", sa.Uuid),
+    sa.ForeignKeyConstraint(["tenant_id", "goal_id"], ["goals.tenant_id", "goals.id"], ondelete="CASCADE"),
+    sa.Index("ix_runs_tenant_id_goal_id", "tenant_id", "goal_id"),
+    sa.Index("ix_runs_tenant_id_status_id", "tenant_id", "status", "id"),
+)
+_claimable = sa.text("status IN ('queued', 'planning', 'running')")
+sa.Index(
+    "ix_runs_claimable",
+    runs.c.priority.desc(),
+    runs.c.ready_at,
+    sqlite_where=_claimable,
+    postgresql_where=_claimable,
+)
+
+plans = sa.Table(
+    "plans",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("generation", sa.Integer, primary_key=True),
+    sa.Column("reason", sa.String(16), nullable=False),
+    sa.Column("parent_generation", sa.Integer),
+    sa.Column("failed_task_keys", Json, nullable=False),
+    sa.Column("added", Json, nullable=False),
+    sa.Column("carried", Json, nullable=False),
+    sa.Column("superseded", Json, nullable=False),
+    sa.Column("critical_path", Json, nullable=False),
+    sa.Column("prompt_hash", sa.String(16)),
+    sa.Column("created_at", Millis, nullable=False),
+    _of_run(),
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("key", sa.Text, primary_key=True),
+    # Plan order over all generations of the run: 0, 1, 2 ...
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("wave", sa.Integer, nullable=False),
+    sa.Column("critical", sa.Boolean, nullable=False),
+    sa.Column("tools", Json, nullable=False),
+    sa.Column("output_schema", Json),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("result", Json),
+    sa.Column("skip_reason", sa.Text),
+    sa.Column("next_attempt_at", Millis),
+    sa.Column("started_at", Millis),
+    sa.Column("finished_at", Millis),
+    _of_run(),
+    sa.UniqueConstraint("tenant_id", "run_id", "position"),
+)
+
+dependencies = sa.Table(
+    "dependencies",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("task_key", sa.Text, primary_key=True),
+    sa.Column("depends_on", sa.Text, primary_key=True),
+    # The order in which the plan names a task's dependencies.
+    sa.Column("position", sa.Integer, nullable=False),
+    _of_run(),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("task_key", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("prompt_hash", sa.String(16)),
+    sa.Column("error", Json),
+    sa.Column("started_at", Millis, nullable=False),
+    sa.Column("finished_at", Millis),
+    _of_run(),
+)
+
+# Every request to a model, of any seat, written before it is sent.
+calls = sa.Table(
+    "calls",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("seat", sa.String(16), nullable=False),
+    sa.Column("task_key", sa.Text),
+    sa.Column("attempt", sa.Integer),
+    # Sends of the same question: 1, and one more after every transport fault.
+    sa.Column("try_number", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    # What came back, where a later request quotes it (a rejected plan).
+    sa.Column("answer", sa.Text),
+    sa.Column("error", Json),
+    sa.Column("retry_at", Millis),
+    sa.Column("started_at", Millis, nullable=False),
+    sa.Column("finished_at", Millis),
+    _of_run(),
+    sa.Index("ix_calls_tenant_id_run_id_task_key", "tenant_id", "run_id", "task_key"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("at", Millis, nullable=False),
+    sa.Column("task_key", sa.Text),
+    sa.Column("data", Json, nullable=False),
+    _of_run(),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    _tenant(),
+    # The route and the client's key: the same key on another route is another key.
+    sa.Column("route", sa.String(120), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.Uuid, nullable=False),
+    sa.Column("created_at", Millis, nullable=False),
+)
