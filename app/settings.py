@@ -1,7 +1,9 @@
 """Every setting, from the environment or `.env`, with its default and its unit in its name."""
 
-from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 OFFLINE_MODEL = "offline"
 
@@ -32,6 +34,11 @@ class Settings(BaseSettings):
     llm_backoff_cap_seconds: float = Field(30, ge=0)
     llm_max_answer_bytes: int = Field(4 * 1024 * 1024, ge=1024)
 
+    offline_seed: int = 0
+    offline_delay_seconds: Annotated[tuple[float, float], NoDecode] = Field(
+        (0.0, 0.0), description="LOW,HIGH: how long the offline model takes for an answer"
+    )
+
     context_max_characters: int = Field(60_000, ge=100, description="Results shown in one request")
 
     worker_max_runs: int = Field(100, ge=1, description="Runs driven at once per process")
@@ -41,6 +48,11 @@ class Settings(BaseSettings):
 
     log_format: str = Field("auto", pattern="^(auto|json|console)$")
     log_level: str = "INFO"
+
+    @field_validator("offline_delay_seconds", mode="before")
+    @classmethod
+    def _low_and_high(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
 
     @property
     def offline(self) -> bool:

@@ -13,6 +13,8 @@ PlanwaveError
         └── ModelDeclined the model or its filter will not do it; asking again is no use
 """
 
+from app.domain.usage import Usage
+
 
 class PlanwaveError(Exception):
     """The root; `code` is stable and may be shown to clients."""
@@ -70,7 +72,11 @@ class AuthFailed(CallRefused):
 
 
 class SpoiledAnswer(ModelError):
-    """Empty, cut off or shaped wrongly: the model may do better when asked again."""
+    """Empty, cut off or shaped wrongly: the model may do better when asked again. `usage` was spent all the same."""
+
+    def __init__(self, message: str, *, kind: str, usage: Usage | None = None) -> None:
+        super().__init__(message, kind=kind)
+        self.usage = usage or Usage()
 
 
 class ModelDeclined(SpoiledAnswer):

@@ -70,6 +70,21 @@ class Changes:
     _ended_calls: list[dict[str, Any]] = field(default_factory=list)
     _events: list[NewEvent] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not (self._events or self._tasks or self._new_calls or self._ended_calls or self.over)
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the run has come further: some call has an end that its own worker saw."""
+        return any(call["status"] != CallStatus.LOST for call in self._ended_calls)
+
+    @property
+    def touches_tasks(self) -> bool:
+        """Whether the counts of tasks by status may differ afterwards."""
+        return bool(self._tasks) or self.plan is not None
+
     def event(self, type_: str, *, task_key: TaskKey | None = None, **data: Any) -> None:
         """Something that clients may read of, in the order of these calls."""
         self._events.append((type_, task_key, data))
@@ -178,7 +193,7 @@ async def _pass_fence(connection: AsyncConnection, changes: Changes, batch_id: U
             "begun": changes.begun,
             "over": changes.over,
             "release": changes.over,
-            "outcome": bool(changes._ended_calls) or changes.over,
+            "outcome": changes.has_outcome or changes.over,
             "batch_id": batch_id,
         },
     )

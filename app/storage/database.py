@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,8 @@ from app.domain.errors import ConfigurationError, StorageUnavailable
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _SQLITE_BUSY_SECONDS = 30
 _ANNOUNCED = "planwave_announced"
+CHANNEL = "planwave"
+"""Of LISTEN and NOTIFY; the message is `request RUN_ID` or `change RUN_ID`."""
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
@@ -69,7 +71,8 @@ class Database:
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
         self._writer = asyncio.Lock()
-        self._listeners: list[Any] = []
+        self._watchers: list[Callable[[UUID], None]] = []
+        self._workers: list[Callable[[UUID], None]] = []
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -91,15 +94,25 @@ class Database:
             async with self._reads.connect() as connection:
                 yield connection
 
-    def on_announce(self, listener: Any) -> None:
-        """Have `listener(run_id)` called after each commit in this process that announced a run."""
-        self._listeners.append(listener)
+    def on_announce(self, listener: Callable[[UUID], None]) -> None:
+        """Have `listener(run_id)` called after whatever changed a run: client requests, and what workers write."""
+        self._watchers.append(listener)
 
-    async def announce(self, connection: AsyncConnection, run_id: UUID) -> None:
-        """Tell those who wait, here and on PostgreSQL in every process, that this run changed; sent at the commit."""
-        (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, []).append(run_id)
+    def on_request(self, listener: Callable[[UUID], None]) -> None:
+        """Have `listener(run_id)` called after client requests only: new runs, cancels and the like."""
+        self._workers.append(listener)
+
+    async def announce(self, connection: AsyncConnection, run_id: UUID, *, requested: bool = True) -> None:
+        """Tell at the commit that this run changed: here, and on PostgreSQL in every process that listens."""
+        (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, []).append((run_id, requested))
         if not self.is_sqlite:
-            await connection.execute(sa.select(sa.func.pg_notify("planwave", str(run_id))))
+            message = f"{'request' if requested else 'change'} {run_id}"
+            await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, message)))
+
+    def tell(self, run_id: UUID, *, requested: bool = False) -> None:
+        """Call this process's listeners for a run that changed."""
+        for listener in [*self._watchers, *(self._workers if requested else ())]:
+            listener(run_id)
 
     async def ping(self) -> None:
         """Raises `StorageUnavailable` unless a SELECT works."""
@@ -114,17 +127,24 @@ class Database:
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
         with _faults_named():
             async with self._engine.connect() as connection:
-                announced: list[UUID] = (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, [])
+                kept = (await connection.get_raw_connection()).info
+                announced: list[tuple[UUID, bool]] = kept.setdefault(_ANNOUNCED, [])
                 announced.clear()
                 async with connection.begin():
                     yield connection
-        for run_id in announced:
-            for listener in self._listeners:
-                listener(run_id)
+        for run_id, requested in announced:
+            self.tell(run_id, requested=requested)
         announced.clear()
 
     def _postgresql_engine(self, pool_size: int) -> AsyncEngine:
-        return create_async_engine(self.url, pool_size=pool_size, max_overflow=0, pool_timeout=10, pool_pre_ping=True)
+        return create_async_engine(
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            hide_parameters=True,  # errors are logged, and rows hold what clients and models wrote
+        )
 
     def _sqlite_engine(self) -> AsyncEngine:
         engine = create_async_engine(
@@ -133,6 +153,7 @@ class Database:
             max_overflow=5,
             pool_timeout=_SQLITE_BUSY_SECONDS,
             connect_args={"timeout": _SQLITE_BUSY_SECONDS},
+            hide_parameters=True,
         )
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", begin_sqlite)

@@ -72,9 +72,13 @@ async def renew(
     connection: AsyncConnection, leases: Collection[Lease], *, lease_ms: int
 ) -> dict[RunId, StopRequest | None]:
     """Extend the leases; a run that is missing from the answer is lost. The values are what clients ask of the runs."""
+    # Locked in the order of their ids, like a group commit: the two must not wait for each other.
+    held = (
+        sa.select(runs.c.tenant_id, runs.c.id).where(_held_by(leases)).order_by(runs.c.id).with_for_update().cte("held")
+    )
     statement = (
         sa.update(runs)
-        .where(_held_by(leases))
+        .where(runs.c.tenant_id == held.c.tenant_id, runs.c.id == held.c.id)
         .values(ready_at=now_ms() + lease_ms)
         .returning(runs.c.id, runs.c.stop_requested)
     )
@@ -95,13 +99,6 @@ async def release(connection: AsyncConnection, lease: Lease, *, ready_in_ms: int
         .values(lease_token=None, lease_owner=None, ready_at=now_ms() + ready_in_ms)
     )
     return (await connection.execute(statement)).rowcount == 1
-
-
-async def next_due_in_ms(connection: AsyncConnection) -> int | None:
-    """How long until the next run can be claimed, or None when none waits; negative when one is overdue."""
-    statement = sa.select(sa.func.min(runs.c.ready_at) - now_ms()).where(runs.c.status.in_(CLAIMABLE))
-    found: int | None = (await connection.execute(statement)).scalar()
-    return found
 
 
 def _bound(name: str, type_: Any) -> sa.BindParameter[Any]:

@@ -1,13 +1,29 @@
 """Idempotency keys: written in the run's own transaction, so that a key and its run exist together or not at all."""
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.errors import PlanwaveError
 from app.domain.ids import RunId, TenantId
 from app.storage.database import now_ms
 from app.storage.tables import idempotency_keys
 
 KEPT_MS = 72 * 3600 * 1000
+_LOCK_WAIT_MS = 2_000
+_LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code for a lock_timeout
+
+
+class KeyTaken(PlanwaveError):
+    """Another request has bound the key since it was looked up; this transaction must be given up."""
+
+    code = "idempotency_key_taken"
+
+
+class KeyBusy(PlanwaveError):
+    """Another request is binding the key and does not come to its end; this transaction must be given up."""
+
+    code = "idempotency_in_progress"
 
 
 async def find_key(
@@ -24,19 +40,23 @@ async def find_key(
 async def keep_key(
     connection: AsyncConnection, tenant_id: TenantId, *, route: str, key: str, request_hash: str, run_id: RunId
 ) -> None:
-    """Bind the key to the run; raises IntegrityError when another request has bound it since."""
+    """Bind the key to the run, as the last write of its transaction; raises `KeyTaken` or `KeyBusy`."""
+    if connection.dialect.name == "postgresql":
+        # An equal key that is not committed yet makes the insert wait for what becomes of it.
+        await connection.execute(sa.text(f"SET LOCAL lock_timeout = {_LOCK_WAIT_MS}"))
     too_old = idempotency_keys.c.created_at < now_ms() - KEPT_MS
-    await connection.execute(sa.delete(idempotency_keys).where(_this(tenant_id, route, key), too_old))
-    await connection.execute(
-        sa.insert(idempotency_keys).values(
-            tenant_id=tenant_id,
-            route=route,
-            key=key,
-            request_hash=request_hash,
-            run_id=run_id,
-            created_at=now_ms(),
-        )
+    binding = sa.insert(idempotency_keys).values(
+        tenant_id=tenant_id, route=route, key=key, request_hash=request_hash, run_id=run_id, created_at=now_ms()
     )
+    try:
+        await connection.execute(sa.delete(idempotency_keys).where(_this(tenant_id, route, key), too_old))
+        await connection.execute(binding)
+    except IntegrityError as error:
+        raise KeyTaken("The key was bound by another request.") from error
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        raise KeyBusy("Another request is binding the key.") from error
 
 
 async def forget_old_keys(connection: AsyncConnection) -> None:

@@ -114,21 +114,27 @@ async def list_runs(
     return [_record(row) for row in await connection.execute(query)]
 
 
-async def request_cancel(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
-    """Cancel a run that no worker holds at once; ask the worker that holds it to. The run as it then is.
+async def request_cancel(
+    connection: AsyncConnection, tenant_id: TenantId, run_id: RunId
+) -> tuple[RunRecord, bool] | None:
+    """Cancel a run that no worker holds at once; ask the worker that holds it to.
 
-    A finished run, or one that is asked to cancel already, is returned as it is. None when there is no such run.
+    The run as it then is, and whether this request did anything: a finished run, or one that is asked to cancel
+    already, is left as it is. None when there is no such run.
     """
     run = await _locked(connection, tenant_id, run_id)
-    if run is None or run.status in FINISHED or run.stop_requested == StopRequest.CANCEL:
-        return run
+    if run is None:
+        return None
+    if run.status in FINISHED or run.stop_requested == StopRequest.CANCEL:
+        return run, False
     changes = Changes(tenant_id=tenant_id, run_id=run_id, token=None)
     if run.held:
         changes.stop_requested = StopRequest.CANCEL
     else:
         await end_unfinished(connection, changes, RunStatus.CANCELLED)
     await write(connection, [changes])
-    return await get_run(connection, tenant_id, run_id)
+    now = await get_run(connection, tenant_id, run_id)
+    return None if now is None else (now, True)
 
 
 async def end_unfinished(connection: AsyncConnection, changes: Changes, status: RunStatus) -> None:

@@ -1,0 +1,1 @@
+"""The engine: claims runs, walks their plans, records what happens."""

@@ -1,0 +1,206 @@
+"""The worker: claims due runs, drives up to N at once, keeps their leases, hands them back when it is told to stop."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+import structlog
+
+from app.domain.errors import StorageUnavailable
+from app.domain.failures import Backoff, RunError
+from app.domain.ids import RunId
+from app.domain.status import RunStatus
+from app.engine.calls import Caller
+from app.engine.clock import Clock
+from app.engine.driver import Driver, Workshop
+from app.engine.places import Places
+from app.engine.recorder import Recorder
+from app.llm.chat import ChatModel
+from app.settings import Settings
+from app.storage.changes import Changes, write
+from app.storage.database import Database
+from app.storage.dispatch import Lease, claim, release, renew, stop_requests
+from app.storage.idempotency import forget_old_keys
+from app.storage.runs import end_unfinished
+
+log = structlog.get_logger(__name__)
+
+_FLAGS_SECONDS = 1.0
+_HOUSEKEEPING_SECONDS = 3600.0
+
+
+class Worker:
+    """One per process. Any number of processes may work on one database."""
+
+    def __init__(self, database: Database, model: ChatModel, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._lease_ms = int(settings.lease_seconds * 1000)
+        clock = Clock()
+        self._recorder = Recorder(database, clock)
+        self._shop = Workshop(
+            database=database,
+            recorder=self._recorder,
+            caller=Caller(model, settings),
+            places=Places(settings.llm_max_concurrency),
+            clock=clock,
+            backoff=Backoff(
+                base_seconds=settings.llm_backoff_base_seconds, cap_seconds=settings.llm_backoff_cap_seconds
+            ),
+            lease_ms=self._lease_ms,
+        )
+        self._drivers: dict[RunId, Driver] = {}
+        self._driving: dict[RunId, asyncio.Task[None]] = {}
+        self._work_may_be_due = asyncio.Event()
+        self._flags_may_be_set = asyncio.Event()
+        database.on_request(self._requested)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Claim and drive until `stop` is set, then drain: no new starts, grace for calls in flight, leases back."""
+        recording = asyncio.create_task(self._recorder.run())
+        try:
+            async with asyncio.TaskGroup() as group:
+                keepers = [
+                    group.create_task(self._every(self._settings.lease_seconds / 3, self._renew)),
+                    group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags, self._flags_may_be_set)),
+                    group.create_task(self._every(_HOUSEKEEPING_SECONDS, self._forget)),
+                ]
+                stopping = group.create_task(self._wake_on(stop))
+                await self._claim_until(stop, group)
+                await self._drain()
+                for keeper in (*keepers, stopping):
+                    keeper.cancel()
+        finally:
+            self._recorder.close()
+            await asyncio.wait([recording], timeout=self._settings.drain_seconds)
+            recording.cancel()
+
+    async def _claim_until(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
+        while not stop.is_set():
+            self._work_may_be_due.clear()
+            room = self._settings.worker_max_runs - len(self._drivers)
+            leases = await self._claim(room) if room > 0 else []
+            for lease in leases:
+                driver = Driver(lease, self._shop)
+                self._drivers[lease.run_id] = driver
+                self._driving[lease.run_id] = group.create_task(self._drive(driver))
+            if not leases or len(leases) == room:
+                await self._wait(self._work_may_be_due, self._settings.poll_seconds)
+
+    async def _claim(self, limit: int) -> list[Lease]:
+        try:
+            async with self._database.write() as connection:
+                leases = await claim(connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms)
+        except StorageUnavailable as error:
+            log.warning("database away, not claiming", reason=str(error.__cause__))
+            return []
+        # A run that we still drive is one whose lease ran out under us: its driver finds out at its next commit.
+        return [lease for lease in leases if lease.run_id not in self._drivers]
+
+    async def _drive(self, driver: Driver) -> None:
+        lease = driver.lease
+        try:
+            await driver.drive()
+        except StorageUnavailable as error:
+            log.warning("database away, run left to its lease", run_id=str(lease.run_id), reason=str(error.__cause__))
+        except Exception:
+            log.exception("driver broke", run_id=str(lease.run_id))
+            await self._fail(lease)
+        finally:
+            self._drivers.pop(lease.run_id, None)
+            self._driving.pop(lease.run_id, None)
+            self._work_may_be_due.set()
+
+    async def _fail(self, lease: Lease) -> None:
+        """End a run that Planwave itself cannot drive, rather than meet the same fault for ever."""
+        changes = Changes(tenant_id=lease.tenant_id, run_id=lease.run_id, token=lease.token)
+        changes.error = RunError(code="internal_error", message="Planwave met a fault of its own.").as_json()
+        try:
+            async with self._database.write() as connection:
+                await end_unfinished(connection, changes, RunStatus.FAILED)
+                await write(connection, [changes])
+        except StorageUnavailable:
+            log.warning("database away, run left to its lease", run_id=str(lease.run_id))
+
+    async def _renew(self) -> None:
+        leases = [driver.lease for driver in self._drivers.values()]
+        if not leases:
+            return
+        async with self._database.write() as connection:
+            kept = await renew(connection, leases, lease_ms=self._lease_ms)
+        for lease in leases:
+            if lease.run_id not in kept and self._is_current(lease):
+                log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
+                self._driving[lease.run_id].cancel()
+
+    async def _look_at_flags(self) -> None:
+        leases = [driver.lease for driver in self._drivers.values()]
+        if not leases:
+            return
+        async with self._database.read() as connection:
+            asked = await stop_requests(connection, leases)
+        for run_id, request in asked.items():
+            if run_id in self._drivers:
+                self._drivers[run_id].ask_to_stop(request)
+
+    async def _forget(self) -> None:
+        async with self._database.write() as connection:
+            await forget_old_keys(connection)
+
+    async def _drain(self) -> None:
+        """Let calls in flight come back for a while, then cut them; hand every run back at once."""
+        for driver in self._drivers.values():
+            driver.drain()
+        if self._driving:
+            await asyncio.wait(self._driving.values(), timeout=self._settings.drain_seconds)
+        left = {run_id: driver.lease for run_id, driver in self._drivers.items()}
+        tasks = list(self._driving.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lease in left.values():
+            try:
+                async with self._database.write() as connection:
+                    await release(connection, lease, ready_in_ms=0)
+                    await self._database.announce(connection, lease.run_id)
+            except StorageUnavailable:
+                return  # their leases run out by themselves
+
+    async def _every(
+        self, seconds: float, do: Callable[[], Awaitable[None]], sooner: asyncio.Event | None = None
+    ) -> None:
+        """Do it again and again, `sooner` when that is set; a database that is away ends nothing."""
+        while True:
+            try:
+                await do()
+            except StorageUnavailable as error:
+                log.warning("database away", doing=do.__name__, reason=str(error.__cause__))
+            if sooner is None:
+                await asyncio.sleep(seconds)
+            else:
+                await self._wait(sooner, seconds)
+                sooner.clear()
+
+    async def _wait(self, event: asyncio.Event, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._work_may_be_due.set()
+
+    def _requested(self, run_id: UUID) -> None:
+        if RunId(run_id) in self._drivers:
+            self._flags_may_be_set.set()
+        else:
+            self._work_may_be_due.set()
+
+    def _is_current(self, lease: Lease) -> bool:
+        driver = self._drivers.get(lease.run_id)
+        return driver is not None and driver.lease is lease

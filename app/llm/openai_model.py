@@ -1,0 +1,282 @@
+"""A model behind an OpenAI-compatible endpoint, through the openai SDK."""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+import openai
+
+from app.domain.errors import (
+    AuthFailed,
+    CallRefused,
+    FormatRefused,
+    ModelDeclined,
+    ModelError,
+    SpoiledAnswer,
+    TransportFault,
+)
+from app.domain.text import shortened, storable
+from app.domain.usage import Usage
+from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel
+
+_CONNECT_SECONDS = 10.0
+_TRANSIENT_STATUSES = {408, 409, 425, 429}
+_MAX_TOKENS = 2**40
+_FORMAT_WORDS = re.compile(r"response_format|json_schema|json_object|structured[ _]output", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class OpenAIModel:
+    """The `ChatModel` of an endpoint. One client and connection pool per process; no retries of its own.
+
+    It remembers per model which response format the endpoint takes: `json_schema`, else `json_object`, else text.
+    """
+
+    def __init__(self, *, base_url: str | None, api_key: str, max_concurrency: int, max_answer_bytes: int) -> None:
+        self._http = httpx2.AsyncClient(
+            transport=_BoundedTransport(
+                max_answer_bytes,
+                limits=httpx2.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
+            ),
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            headers={"Accept-Encoding": "identity"},
+        )
+        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=self._http)
+        self._levels: dict[str, FormatLevel] = {}
+
+    async def complete(self, request: ChatRequest) -> ChatAnswer:
+        """Ask once; see `ChatModel` for what it raises."""
+        level = self._levels.get(request.model, FormatLevel.JSON_SCHEMA) if request.response else FormatLevel.TEXT
+        try:
+            async with asyncio.timeout(request.timeout_seconds):
+                body = await self._send(request, level)
+        except TimeoutError:
+            seconds = f"{request.timeout_seconds:g}"
+            raise TransportFault(f"No complete answer within {seconds} s.", kind="timeout") from None
+        except CallRefused as refusal:
+            raise self._judge_refusal(refusal, request, level) from None
+        return read_completion(body, request)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _send(self, request: ChatRequest, level: FormatLevel) -> bytes:
+        # The raw response: reading the few fields that we need ourselves is cheaper than the SDK's models, and says
+        # better what is wrong with a body that is no completion.
+        options: dict[str, Any] = {}
+        if request.response is not None and level is FormatLevel.JSON_SCHEMA:
+            schema = {"name": request.response.name, "schema": dict(request.response.schema), "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif request.response is not None and level is FormatLevel.JSON_OBJECT:
+            options["response_format"] = {"type": "json_object"}
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=request.model,
+                messages=[{"role": message.role, "content": message.content} for message in request.messages],  # type: ignore[misc]
+                extra_headers=dict(request.headers),
+                **options,
+            )
+        except openai.APIStatusError as error:
+            raise _named(error.status_code, error.response.headers, error.response.text) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise TransportFault(f"Connection failed: {_words(cause)}", kind="connection") from None
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+            raise TransportFault(f"The exchange failed: {_words(error)}", kind="connection") from None
+        content_type = raw.headers.get("content-type", "application/json")
+        if "json" not in content_type and "text/plain" not in content_type:
+            raise TransportFault(f"Expected JSON, got {shortened(content_type, 80)}.", kind="bad_body")
+        content: bytes = raw.content
+        return content
+
+    def _judge_refusal(self, refusal: CallRefused, request: ChatRequest, level: FormatLevel) -> CallRefused:
+        """A refused request may be one whose response format the endpoint does not take: a simpler one is next."""
+        if request.response is None or isinstance(refusal, AuthFailed) or refusal.kind in _NEVER_THE_FORMAT:
+            return refusal
+        if level is FormatLevel.TEXT:
+            self._levels.pop(request.model, None)  # it was not the format after all
+            return refusal
+        self._levels[request.model] = FormatLevel(level - 1)
+        return FormatRefused(refusal.message, kind="format_refused")
+
+
+_NEVER_THE_FORMAT = {"not_found", "context_length_exceeded"}
+
+
+def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:
+    """The answer in a chat completion's body, whoever made it: many endpoints break the letter of the schema.
+
+    Raises `TransportFault` where the body is no completion, `SpoiledAnswer` where its answer cannot be used.
+    """
+    try:
+        completion = json.loads(body)
+    except (ValueError, RecursionError):
+        raise TransportFault("The body is not JSON.", kind="bad_body") from None
+    if not isinstance(completion, dict):
+        raise TransportFault("The body is not a completion.", kind="bad_body")
+    if error := completion.get("error"):
+        code = error.get("code") if isinstance(error, dict) else None
+        raise _named(code if isinstance(code, int) and 400 <= code < 600 else 500, {}, json.dumps(error))
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise TransportFault("The body holds no choice with a message.", kind="bad_body")
+    content = _text(message.get("content"))
+    usage = _usage(completion.get("usage"), request, content)
+    if spoiled := _spoiled(choice, message, content):
+        kind, words = spoiled
+        error_type = ModelDeclined if kind in ("refusal", "content_filter") else SpoiledAnswer
+        raise error_type(words, kind=kind, usage=usage)
+    model = completion.get("model")
+    return ChatAnswer(
+        content=storable(content), model=storable(model) if isinstance(model, str) else request.model, usage=usage
+    )
+
+
+def _spoiled(choice: Mapping[str, Any], message: Mapping[str, Any], content: str) -> tuple[str, str] | None:
+    """Why this answer cannot be used, as kind and words; None when it can."""
+    if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
+        return "refusal", f"The model refused: {shortened(refusal, 500)}"
+    match choice.get("finish_reason"):
+        case "content_filter":
+            return "content_filter", "The endpoint's content filter stopped the answer."
+        case "length":
+            return "length", "The answer was cut off at the endpoint's length limit."
+    called = message.get("function_call")
+    if message.get("tool_calls") or (isinstance(called, dict) and called.get("name")):
+        return "unexpected_tool_call", "The model called a tool that it was not given."
+    if not content.strip():
+        return "empty", "The answer is empty."
+    return None
+
+
+def _text(content: object) -> str:
+    """A message's content as text; some endpoints send a list of parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return ""
+
+
+def _usage(reported: object, request: ChatRequest, content: str) -> Usage:
+    """What the endpoint counted; where it says nothing that can be true, four characters a token."""
+    counts = reported if isinstance(reported, dict) else {}
+
+    def tokens(name: str, characters: int) -> int:
+        count = counts.get(name)
+        sound = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= _MAX_TOKENS
+        return count if sound else math.ceil(characters / 4)  # type: ignore[return-value]
+
+    asked = sum(len(message.content) for message in request.messages)
+    return Usage(input_tokens=tokens("prompt_tokens", asked), output_tokens=tokens("completion_tokens", len(content)))
+
+
+def _named(status: int, headers: Mapping[str, str], text: str) -> ModelError:
+    """The error for an HTTP status, in the endpoint's own words where it has any."""
+    code, words = _error_words(text)
+    message = f"HTTP {status}: {words}" if words else f"HTTP {status}"
+    if status >= 500 and _FORMAT_WORDS.search(text) and "json" in text.lower():
+        return CallRefused(message, kind="bad_request")  # some servers fail on a format instead of refusing it
+    if status in _TRANSIENT_STATUSES or status >= 500:
+        kind = "rate_limited" if status == 429 else f"http_{status}"
+        return TransportFault(message, kind=kind, retry_after_seconds=_retry_after(status, headers))
+    if status in (401, 403):
+        return AuthFailed(message, kind="llm_auth_failed")
+    if status == 404:
+        return CallRefused(message, kind="not_found")
+    if code == "context_length_exceeded":
+        return CallRefused(message, kind=code)
+    return CallRefused(message, kind="bad_request")
+
+
+def _error_words(text: str) -> tuple[str | None, str]:
+    """Code and message of an OpenAI-style error body, or the start of whatever came instead."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, shortened(" ".join(re.sub(r"<[^>]*>", " ", text).split()), 300)
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return None, shortened(str(error), 300)
+    code, message = error.get("code"), error.get("message")
+    return code if isinstance(code, str) else None, shortened(str(message or ""), 500)
+
+
+def _retry_after(status: int, headers: Mapping[str, str]) -> float | None:
+    """Seconds that the endpoint asks us to wait (RFC 9110 section 10.2.3, and what OpenAI adds to it)."""
+    if (value := headers.get("retry-after-ms")) is not None and (ms := _number(value)) is not None:
+        return ms / 1000
+    if (value := headers.get("retry-after")) is not None:
+        if (seconds := _number(value)) is not None:
+            return seconds
+        try:
+            until = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    if status != 429:
+        return None
+    waits = [
+        sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(headers.get(f"x-ratelimit-reset-{what}", "")))
+        for what in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{what}", "0") == "0"
+    ]
+    return max(waits, default=0.0) or None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _words(error: BaseException) -> str:
+    return shortened(f"{type(error).__name__}: {error}".rstrip(": "), 300)
+
+
+class _BoundedTransport(httpx2.AsyncHTTPTransport):
+    """Refuses a body that is larger than any answer, while it arrives; compressed bodies are not taken at all."""
+
+    def __init__(self, max_bytes: int, *, limits: httpx2.Limits) -> None:
+        super().__init__(limits=limits)
+        self._max_bytes = max_bytes
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = await super().handle_async_request(request)
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            await response.aclose()
+            raise httpx2.DecodingError(f"Unasked content-encoding {encoding[:40]}.", request=request)
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            response.stream = _BoundedStream(response.stream, self._max_bytes, request)
+        return response
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream, max_bytes: int, request: httpx2.Request) -> None:
+        self._stream, self._max_bytes, self._request = stream, max_bytes, request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        count = 0
+        async for chunk in self._stream:
+            count += len(chunk)
+            if count > self._max_bytes:
+                raise httpx2.ReadError(f"The answer is larger than {self._max_bytes} bytes.", request=self._request)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
