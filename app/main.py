@@ -1,9 +1,11 @@
 """The ASGI application: the API, and by default a worker in the same process."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from fastapi import FastAPI
 
 from app.api.routes import create_api
@@ -11,6 +13,8 @@ from app.api.services import Services
 from app.api.watch import RunWatch
 from app.bootstrap import make_database, work
 from app.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
@@ -21,6 +25,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         working = asyncio.create_task(work(database, settings, services.draining, with_worker=with_worker))
+        working.add_done_callback(_stop_service_if_broken)
         yield
         services.draining.set()
         await working
@@ -29,3 +34,10 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app = create_api(services, lifespan=lifespan)
     app.state.begin_drain = services.draining.set
     return app
+
+
+def _stop_service_if_broken(working: asyncio.Task[None]) -> None:
+    """A service whose worker has died would take goals and never run them: stop, so that it is started again."""
+    if not working.cancelled() and (error := working.exception()) is not None:
+        log.critical("worker broke, stopping", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,101 @@
+"""The offline model behind the `ChatModel` seam."""
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from app.domain.status import Seat
+from app.domain.text import storable
+from app.domain.usage import Usage
+from app.llm.chat import ChatAnswer, ChatRequest
+from app.llm.offline.brief import Brief, read
+from app.llm.offline.instances import empty, instance, resolved
+from app.llm.offline.plans import Bounds, bounds, plan
+from app.llm.offline.writing import final_answer, reply, reworded, task_result
+
+NAME = "offline"
+"""What the model calls itself in answers and in `Run.model`."""
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+class OfflineModel:
+    """Answers by rules from the words of the request alone: the same request and seed give the same answer.
+
+    Each call takes between the two `delay_seconds`, drawn from the seed and the request.
+    """
+
+    def __init__(self, seed: int = 0, delay_seconds: tuple[float, float] = (0.0, 0.0)) -> None:
+        self._seed = seed
+        self._delay_seconds = delay_seconds
+
+    async def complete(self, request: ChatRequest) -> ChatAnswer:
+        """Answer after the delay. Refuses only a response schema that is none."""
+        await asyncio.sleep(self.wait_seconds(request))
+        return self.answer(request)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def wait_seconds(self, request: ChatRequest) -> float:
+        """How long the answer to this request takes."""
+        said = json.dumps([self._seed, *([m.role, m.content] for m in request.messages)])
+        return random.Random(sha256(said.encode()).digest()).uniform(*self._delay_seconds)  # noqa: S311 - a delay, no secret
+
+    def answer(self, request: ChatRequest, tool_results: Sequence[tuple[str, str]] = ()) -> ChatAnswer:
+        """The answer at once; `tool_results` are names of tools with what they gave for the last question."""
+        content = storable(_content(request, read(request, tool_results)))
+        asked = sum(tokens(message.content) for message in request.messages)
+        return ChatAnswer(content=content, model=NAME, usage=Usage(input_tokens=asked, output_tokens=tokens(content)))
+
+
+def tokens(text: str) -> int:
+    """About as many tokens as a model would count."""
+    return -(-len(text) // _CHARACTERS_PER_TOKEN)
+
+
+def _content(request: ChatRequest, brief: Brief) -> str:
+    schema = request.response.schema if request.response else None
+    match brief.seat:
+        case Seat.PLANNER:
+            rule = bounds(brief.instructions, brief.question if brief.asked_again else "")
+            return _json(_with_fields({"tasks": plan(brief.goal, rule)}, schema))
+        case Seat.RECOVERY:
+            tasks = plan(brief.asked, Bounds(least=1, most=1)) if schema and "strategy" not in _fields(schema) else []
+            answer = {"strategy": "retry", "description": reworded(brief)} | ({"tasks": tasks} if tasks else {})
+            return _json(_with_fields(answer, schema))
+        case Seat.EXECUTOR:
+            text = task_result(brief)
+        case Seat.SYNTHESIZER:
+            text = final_answer(brief)
+        case None:
+            text = reply(brief)
+    return text if schema is None else _json(instance(schema, asked=f"{brief.asked}\n{brief.question}", text=text))
+
+
+def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = resolved(schema, schema).get("properties", {})
+    return fields
+
+
+def _with_fields(answer: dict[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The answer with just the fields that the schema names, those it lacks as empty as allowed, down to each task."""
+    fields = _fields(schema) if schema else {}
+    if schema is None or not fields:
+        return answer
+    if "tasks" in fields and "tasks" in answer:
+        items = resolved(resolved(fields["tasks"], schema).get("items", {}), schema)
+        if entry := items.get("properties"):
+            answer = answer | {"tasks": [_completed(task, entry, schema) for task in answer["tasks"]]}
+    return _completed(answer, fields, schema)
+
+
+def _completed(answer: Mapping[str, Any], fields: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: answer[name] if name in answer else empty(field, schema) for name, field in fields.items()}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
