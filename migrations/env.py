@@ -4,7 +4,8 @@ import sqlalchemy as sa
 from alembic import context
 
 from app.settings import Settings
-from app.storage.migrate import locked, sync_engine
+from app.storage.database import make_sync_engine, parse_url
+from app.storage.migrate import locked
 from app.storage.tables import metadata
 
 
@@ -25,7 +26,7 @@ given = context.config.attributes.get("connection")
 if isinstance(given, sa.Connection):
     migrate(given)
 else:
-    engine = sync_engine(Settings().database_url)
+    engine = make_sync_engine(parse_url(Settings().database_url))
     with engine.connect() as own, locked(own):
         migrate(own)
     engine.dispose()

@@ -3,17 +3,17 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import LeaseLost, StorageUnavailable
 from app.domain.ids import RunId
 from app.engine.clock import Clock
 from app.storage.changes import Changes, write
-from app.storage.database import Database, now_ms
+from app.storage.database import Database, notify, now_ms
 from app.storage.dispatch import Fenced
 from app.storage.tables import runs
 
@@ -96,14 +96,7 @@ class Recorder:
         tried = False
         while True:
             try:
-                async with self._database.write() as connection:
-                    # After a connection lost in COMMIT nobody knows what became of it: look before writing twice.
-                    if tried and (before := await _written_before(connection, batch, batch_id)):
-                        return before
-                    passed = await write(connection, [waiting.changes for waiting in batch], batch_id=batch_id)
-                    for waiting in batch:
-                        if waiting.changes.over and waiting.changes.run_id in passed:
-                            await self._database.announce(connection, waiting.changes.run_id, requested=False)
+                passed = await self._database.write_in_thread(partial(_write, batch, batch_id, may_be_written=tried))
             except StorageUnavailable as error:
                 log.warning("database away, outcomes wait", outcomes=len(batch), reason=str(error.__cause__))
                 tried = True
@@ -112,14 +105,24 @@ class Recorder:
                 return passed
 
 
-async def _written_before(
-    connection: AsyncConnection, batch: Sequence[_Waiting], batch_id: UUID
+def _write(
+    batch: Sequence[_Waiting], batch_id: UUID, connection: sa.Connection, *, may_be_written: bool
 ) -> Mapping[RunId, Fenced]:
+    # After a connection lost in COMMIT nobody knows what became of it: look before writing twice.
+    if may_be_written and (before := _written_before(connection, batch, batch_id)):
+        return before
+    passed = write(connection, [waiting.changes for waiting in batch], batch_id=batch_id)
+    for waiting in batch:
+        if waiting.changes.over and waiting.changes.run_id in passed:
+            notify(connection, waiting.changes.run_id, requested=False)
+    return passed
+
+
+def _written_before(connection: sa.Connection, batch: Sequence[_Waiting], batch_id: UUID) -> Mapping[RunId, Fenced]:
     """What an earlier try of this batch has written, if its COMMIT went through."""
     query = sa.select(now_ms().label("now"), runs.c.id, runs.c.event_seq).where(
         runs.c.id.in_([waiting.changes.run_id for waiting in batch]), runs.c.batch_id == batch_id
     )
     return {
-        row.id: Fenced(now=row.now, event_seq=row.event_seq, stop_requested=None)
-        for row in await connection.execute(query)
+        row.id: Fenced(now=row.now, event_seq=row.event_seq, stop_requested=None) for row in connection.execute(query)
     }

@@ -121,7 +121,7 @@ class Worker:
         try:
             async with self._database.write() as connection:
                 await end_unfinished(connection, changes, RunStatus.FAILED)
-                await write(connection, [changes])
+                await connection.run_sync(write, [changes])
         except StorageUnavailable:
             log.warning("database away, run left to its lease", run_id=str(lease.run_id))
 

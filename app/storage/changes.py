@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.graph import critical_path
 from app.domain.ids import RunId, TaskKey, TenantId
@@ -155,9 +154,7 @@ class Changes:
         )
 
 
-async def write(
-    connection: AsyncConnection, batch: Iterable[Changes], *, batch_id: UUID | None = None
-) -> dict[RunId, Fenced]:
+def write(connection: sa.Connection, batch: Iterable[Changes], *, batch_id: UUID | None = None) -> dict[RunId, Fenced]:
     """Write the changes of several runs in this transaction; a run that is missing from the answer was not ours.
 
     Runs are touched in the order of their ids, so that two writers of the same runs cannot wait for each other.
@@ -165,16 +162,16 @@ async def write(
     passed: dict[RunId, Fenced] = {}
     rows = Rows()
     for changes in sorted(batch, key=lambda c: c.run_id):
-        through = await _pass_fence(connection, changes, batch_id)
+        through = _pass_fence(connection, changes, batch_id)
         if through is not None:
             passed[changes.run_id] = through
             rows.add(changes, through)
-    await rows.write(connection)
+    rows.write(connection)
     return passed
 
 
-async def _pass_fence(connection: AsyncConnection, changes: Changes, batch_id: UUID | None) -> Fenced | None:
-    return await fence(
+def _pass_fence(connection: sa.Connection, changes: Changes, batch_id: UUID | None) -> Fenced | None:
+    return fence(
         connection,
         tenant_id=changes.tenant_id,
         run_id=changes.run_id,
@@ -205,11 +202,12 @@ class Rows:
     def __init__(self) -> None:
         self._batches: dict[str, list[dict[str, Any]]] = {name: [] for name in _STATEMENTS}
 
-    async def write(self, connection: AsyncConnection) -> None:
+    def write(self, connection: sa.Connection) -> None:
         """Write them all; parents before children."""
         for name, statement in _STATEMENTS.items():
             if rows := self._batches[name]:
-                await connection.execute(statement, rows)
+                # A single row needs no executemany, which costs the drivers more.
+                connection.execute(statement, rows if len(rows) > 1 else rows[0])
 
     def add(self, changes: Changes, fenced: Fenced) -> None:
         """All that the changes say, at the time and with the event numbers that the fence gave."""

@@ -3,8 +3,9 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,6 +17,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from app.domain.errors import ConfigurationError, StorageUnavailable
+
+T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _SQLITE_BUSY_SECONDS = 30
@@ -68,6 +71,9 @@ class Database:
         self.url = parse_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = self._sqlite_engine() if self.is_sqlite else self._postgresql_engine(pool_size)
+        self._sync_engine = make_sync_engine(self.url)
+        self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planwave-writer")
+        self._held: sa.Connection | None = None  # the writer's, opened and used in its thread only
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
         self._writer = asyncio.Lock()
@@ -105,9 +111,7 @@ class Database:
     async def announce(self, connection: AsyncConnection, run_id: UUID, *, requested: bool = True) -> None:
         """Tell at the commit that this run changed: here, and on PostgreSQL in every process that listens."""
         (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, []).append((run_id, requested))
-        if not self.is_sqlite:
-            message = f"{'request' if requested else 'change'} {run_id}"
-            await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, message)))
+        await connection.run_sync(notify, run_id, requested=requested)
 
     def tell(self, run_id: UUID, *, requested: bool = False) -> None:
         """Call this process's listeners for a run that changed."""
@@ -119,8 +123,32 @@ class Database:
         async with self.read() as connection:
             await connection.execute(sa.select(1))
 
+    async def write_in_thread(self, do: Callable[[sa.Connection], T]) -> T:
+        """Run `do` in a transaction on a thread and a connection of its own, and return once it is committed.
+
+        For whoever writes all the time: a handful of statements costs one change of threads instead of one each.
+        One call at a time. Raises `StorageUnavailable` as `write` does.
+        """
+        async with self._writer if self.is_sqlite else nullcontext():
+            return await asyncio.get_running_loop().run_in_executor(self._writing, self._write_now, do)
+
+    def _write_now(self, do: Callable[[sa.Connection], T]) -> T:
+        with _faults_named():
+            if self._held is None or self._held.closed or self._held.invalidated:
+                self._held = self._sync_engine.connect()
+            try:
+                with self._held.begin():
+                    return do(self._held)
+            except BaseException:
+                self._held.close()
+                raise
+
     async def close(self) -> None:
         """Close every connection; nothing may be in use."""
+        self._writing.shutdown()
+        if self._held is not None:
+            self._held.close()
+        self._sync_engine.dispose()
         await self._engine.dispose()
 
     @asynccontextmanager
@@ -142,7 +170,6 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
-            pool_pre_ping=True,
             hide_parameters=True,  # errors are logged, and rows hold what clients and models wrote
         )
 
@@ -158,6 +185,27 @@ class Database:
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
         return engine
+
+
+def notify(connection: sa.Connection, run_id: UUID, *, requested: bool) -> None:
+    """On PostgreSQL, have every process that listens told of the run at the commit."""
+    if connection.dialect.name == "postgresql":
+        message = f"{'request' if requested else 'change'} {run_id}"
+        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, message)))
+
+
+def make_sync_engine(url: sa.URL) -> sa.Engine:
+    """A blocking engine for the same database, for migrations and the writer's thread."""
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True)
+    engine = sa.create_engine(
+        url.set(drivername="sqlite"),
+        connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        hide_parameters=True,
+    )
+    sa.event.listen(engine, "connect", prepare_sqlite)
+    sa.event.listen(engine, "begin", begin_sqlite)
+    return engine
 
 
 def prepare_sqlite(connection: Any, record: object) -> None:

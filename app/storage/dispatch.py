@@ -145,8 +145,8 @@ _FENCE_HELD = _fence(held=True)
 _FENCE_ANY = _fence(held=False)
 
 
-async def fence(
-    connection: AsyncConnection,
+def fence(
+    connection: sa.Connection,
     *,
     tenant_id: TenantId,
     run_id: RunId,
@@ -162,7 +162,7 @@ async def fence(
     if token is not None:
         bound["b_token"] = token
     statement = _FENCE_ANY if token is None else _FENCE_HELD
-    row = (await connection.execute(statement, bound)).one_or_none()
+    row = connection.execute(statement, bound).one_or_none()
     if row is None:
         return None
     return Fenced(now=row.now, event_seq=row.event_seq, stop_requested=_stop(row.stop_requested))

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 from app.domain.errors import StorageUnavailable
-from app.storage.database import begin_sqlite, parse_url, prepare_sqlite
+from app.storage.database import make_sync_engine, parse_url
 
 _LOCK = 7_526_274_963  # any number that nobody else takes: one migration at a time on PostgreSQL
 
@@ -30,7 +30,7 @@ def downgrade(url: str, revision: str) -> None:
 def is_current(url: str) -> bool:
     """Whether the database has the schema that this version needs."""
     head = ScriptDirectory.from_config(config()).get_current_head()
-    engine = sync_engine(url)
+    engine = make_sync_engine(parse_url(url))
     try:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision() == head
@@ -47,17 +47,6 @@ def config() -> Config:
     return Config(str(ini if ini.exists() else here.parent.parent / "alembic.ini"))
 
 
-def sync_engine(url: str) -> sa.Engine:
-    """A blocking engine for the same database: migrations run before anything else does."""
-    parsed = parse_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed)
-    engine = sa.create_engine(parsed.set(drivername="sqlite"))
-    sa.event.listen(engine, "connect", prepare_sqlite)
-    sa.event.listen(engine, "begin", begin_sqlite)
-    return engine
-
-
 @contextmanager
 def locked(connection: sa.Connection) -> Iterator[None]:
     """Keep other migrations away until the block's transaction ends; SQLite's BEGIN IMMEDIATE does so by itself."""
@@ -68,7 +57,7 @@ def locked(connection: sa.Connection) -> Iterator[None]:
 
 
 def _run(url: str, do: Callable[[Config], None]) -> None:
-    engine = sync_engine(url)
+    engine = make_sync_engine(parse_url(url))
     try:
         with engine.connect() as connection, locked(connection):
             alembic = config()

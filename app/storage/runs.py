@@ -76,7 +76,7 @@ async def create_run(
     if plan is not None:
         rows.add_plan(tenant_id, run_id, plan, now)
     rows.add_events(tenant_id, run_id, new, last=len(new), now=now)
-    await rows.write(connection)
+    await connection.run_sync(rows.write)
     return run_id
 
 
@@ -110,7 +110,7 @@ async def list_runs(
     if before is not None:
         query = query.where(runs.c.id < before)
     if where is not None:
-        query = query.where(*_conditions(where))
+        query = query.where(*_conditions(where, connection.dialect.name))
     return [_record(row) for row in await connection.execute(query)]
 
 
@@ -132,7 +132,7 @@ async def request_cancel(
         changes.stop_requested = StopRequest.CANCEL
     else:
         await end_unfinished(connection, changes, RunStatus.CANCELLED)
-    await write(connection, [changes])
+    await connection.run_sync(write, [changes])
     now = await get_run(connection, tenant_id, run_id)
     return None if now is None else (now, True)
 
@@ -195,7 +195,7 @@ def _owned(table: sa.Table) -> sa.ColumnElement[bool]:
     return (table.c.tenant_id == sa.bindparam("tenant_id")) & (table.c.run_id == sa.bindparam("run_id"))
 
 
-def _conditions(where: RunFilter) -> list[sa.ColumnElement[bool]]:
+def _conditions(where: RunFilter, dialect: str) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
     if where.statuses:
         found.append(runs.c.status.in_(where.statuses))
@@ -205,7 +205,11 @@ def _conditions(where: RunFilter) -> list[sa.ColumnElement[bool]]:
         found.append(runs.c.created_at > where.created_after)
     if where.created_before is not None:
         found.append(runs.c.created_at < where.created_before)
-    found += [runs.c.metadata[key].as_string() == value for key, value in (where.metadata or {}).items()]
+    # Not by a JSON path: SQLite's have no way to write every key.
+    each = sa.func.json_each if dialect == "sqlite" else sa.func.jsonb_each_text
+    for key, value in (where.metadata or {}).items():
+        entry = each(runs.c.metadata).table_valued("key", "value")
+        found.append(sa.exists().select_from(entry).where(entry.c.key == key, entry.c.value == value))
     return found
 
 
