@@ -6,6 +6,8 @@ from typing import Any
 from app.agents.briefing import context_blocks, prompt, result_blocks
 from app.llm.chat import Message
 
+_MAX_NAMED_KEYS = 200
+
 
 def messages(
     *, goal: str, context: Any, results: Mapping[str, str], other_keys: Sequence[str], limit: int, mark: str
@@ -13,7 +15,9 @@ def messages(
     """The goal, the results of the tasks that nothing depends on, and the keys of the tasks behind them."""
     parts = [f"Goal: {goal}", *context_blocks(context, mark=mark)]
     if other_keys:
-        parts.append(f"Earlier tasks whose results went into these: {', '.join(other_keys)}")
+        named = ", ".join(other_keys[:_MAX_NAMED_KEYS])
+        more = f" and {len(other_keys) - _MAX_NAMED_KEYS} more" if len(other_keys) > _MAX_NAMED_KEYS else ""
+        parts.append(f"Earlier tasks whose results went into these: {named}{more}")
     parts += result_blocks(results, limit=limit, mark=mark)
     parts.append("Write the answer to the goal.")
     return [

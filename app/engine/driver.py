@@ -9,7 +9,7 @@ from typing import assert_never
 import structlog
 
 from app.agents import executor
-from app.domain.errors import LeaseLost
+from app.domain.errors import LeaseLost, StorageUnavailable
 from app.domain.failures import Backoff
 from app.domain.ids import TaskKey
 from app.domain.status import AttemptStatus, Mode, RunStatus, Seat, StopRequest, TaskStatus
@@ -77,6 +77,8 @@ class Driver:
                 await self._drive(state, changes, group)
         except* LeaseLost:
             log.info("lease lost", run_id=str(self.lease.run_id), epoch=self.lease.epoch)
+        except* StorageUnavailable as errors:
+            raise errors.exceptions[0] from None
         finally:
             self._give_back_places()
 
@@ -226,7 +228,9 @@ class Driver:
 
     def _sleep_seconds(self, state: RunState) -> float | None:
         wake_at = state.walk.wake_at
-        return None if wake_at is None else (wake_at - self._shop.clock.now()) / 1000
+        if wake_at is None or self._waits_for_place or self._draining:
+            return None  # time alone starts nothing
+        return (wake_at - self._shop.clock.now()) / 1000
 
     def _place_granted(self) -> None:
         self._waits_for_place = False

@@ -97,6 +97,8 @@ class Worker:
         except StorageUnavailable as error:
             log.warning("database away, not claiming", reason=str(error.__cause__))
             return []
+        if leases:
+            self._shop.clock.set(leases[0].claimed_at)
         # A run that we still drive is one whose lease ran out under us: its driver finds out at its next commit.
         return [lease for lease in leases if lease.run_id not in self._drivers]
 

@@ -20,13 +20,17 @@ from app.storage.tables import runs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
-    """The right to drive a run, until somebody else's claim replaces the token. `epoch` is for order and logs."""
+    """The right to drive a run, until somebody else's claim replaces the token.
+
+    `epoch` is for order and logs; `claimed_at` is the database's time of the claim, in ms.
+    """
 
     tenant_id: TenantId
     run_id: RunId
     token: UUID
     epoch: int
     takeovers: int
+    claimed_at: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +64,17 @@ async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms
             takeovers=runs.c.takeovers + sa.case((runs.c.lease_token.is_not(None), 1), else_=0),
             ready_at=now_ms() + lease_ms,
         )
-        .returning(runs.c.tenant_id, runs.c.id, runs.c.epoch, runs.c.takeovers)
+        .returning(runs.c.tenant_id, runs.c.id, runs.c.epoch, runs.c.takeovers, now_ms().label("now"))
     )
     return [
-        Lease(tenant_id=row.tenant_id, run_id=row.id, token=token, epoch=row.epoch, takeovers=row.takeovers)
+        Lease(
+            tenant_id=row.tenant_id,
+            run_id=row.id,
+            token=token,
+            epoch=row.epoch,
+            takeovers=row.takeovers,
+            claimed_at=row.now,
+        )
         for row in await connection.execute(statement)
     ]
 

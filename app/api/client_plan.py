@@ -1,0 +1,93 @@
+"""A client's own plan: checked as hard as a planner's, and made ready to be stored as generation 0."""
+
+from collections.abc import Iterator
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.api.problems import MAX_ERRORS, Fault, Refused
+from app.api.schemas.requests import MAX_PLAN_TASKS, ClientPlan
+from app.domain.graph import depths, validate
+from app.domain.ids import RunId, TenantId, task_key
+from app.domain.plan import PlannedTask, PlanProblem
+from app.domain.status import PlanReason
+from app.storage.changes import NewPlan, NewTask
+from app.storage.plans import get_plan
+from app.storage.tasks import list_tasks
+
+
+def new_plan(plan: ClientPlan) -> NewPlan:
+    """Generation 0 as the client drew it; raises `Refused` (`plan_invalid`) with one entry per problem."""
+    planned = [
+        PlannedTask(id=task.id, description=task.description, depends_on=tuple(dict.fromkeys(task.depends_on)))
+        for task in plan.tasks
+    ]
+    problems = validate(planned, min_tasks=1, max_tasks=MAX_PLAN_TASKS)
+    if problems:
+        raise Refused(
+            "plan_invalid",
+            f"The plan has {len(problems)} problem(s); `errors` lists them.",
+            errors=_faults(problems[:MAX_ERRORS], plan),
+        )
+    waves = depths({task.id: task.depends_on for task in planned})
+    return NewPlan(
+        generation=0,
+        reason=PlanReason.CLIENT,
+        tasks=[
+            NewTask(
+                key=task_key(0, task.id),
+                position=position,
+                description=task.description,
+                depends_on=tuple(task_key(0, needed) for needed in task.depends_on),
+                wave=waves[task.id],
+            )
+            for position, task in enumerate(planned)
+        ],
+    )
+
+
+async def plan_again(connection: AsyncConnection, tenant: TenantId, run_id: RunId) -> NewPlan | None:
+    """The plan that a client drew for this run, to be stored for another; None when the planner drew it."""
+    drawn = await get_plan(connection, tenant, run_id, 0)
+    if drawn is None or drawn.reason is not PlanReason.CLIENT:
+        return None
+    tasks = await list_tasks(connection, tenant, run_id, limit=MAX_PLAN_TASKS, generation=0, with_results=False)
+    return NewPlan(
+        generation=0,
+        reason=PlanReason.CLIENT,
+        tasks=[
+            NewTask(
+                key=task.key,
+                position=task.position,
+                description=task.description,
+                depends_on=tuple(task.depends_on),
+                wave=task.wave,
+                critical=task.critical,
+                tools=tuple(task.tools),
+                output_schema=task.output_schema,
+            )
+            for task in tasks
+        ],
+    )
+
+
+def _faults(problems: list[PlanProblem], plan: ClientPlan) -> Iterator[Fault]:
+    """The problems, each at its place in what the client sent, where repeated dependencies have not collapsed yet."""
+    places: dict[int, list[int]] = {}
+    for found in problems:
+        pointer = found.pointer
+        match pointer.split("/"):
+            case ["", "tasks", task, "depends_on", place]:
+                index = int(task)
+                if index not in places:
+                    sent = plan.tasks[index].depends_on
+                    places[index] = sorted({needed: n for n, needed in reversed(list(enumerate(sent)))}.values())
+                pointer = f"/tasks/{task}/depends_on/{places[index][int(place)]}"
+            case _:
+                pass
+        more = {"task_id": found.task_id, "path": list(found.path) or None}
+        yield Fault(
+            code=found.code,
+            message=found.message,
+            pointer="/plan" + pointer,
+            more={name: value for name, value in more.items() if value is not None},
+        )

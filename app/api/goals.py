@@ -1,0 +1,226 @@
+"""Routes on goals: asked, read, run again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.client_plan import new_plan, plan_again
+from app.api.conditions import Wait
+from app.api.creation import KeyHeader, answer_made, key_of, make_once
+from app.api.openapi import answer, body, problems
+from app.api.pages import Paging
+from app.api.problems import Fault, Refused, refused_for
+from app.api.reading import parse, read_object
+from app.api.schemas.answers import Goal, GoalPage, Run, goal_of
+from app.api.schemas.requests import Budget, NewGoal, NewRun, Options
+from app.api.services import Tenant, Wired
+from app.api.unbuilt import refuse_unbuilt
+from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
+from app.domain.status import Mode
+from app.settings import OFFLINE_MODEL, Settings
+from app.storage.changes import NewPlan
+from app.storage.goals import create_goal, get_goal, list_goals
+from app.storage.runs import create_run, get_run
+
+router = APIRouter(tags=["goals"])
+
+_BODY_PROBLEMS = (
+    "invalid_json",
+    "idempotency_in_progress",
+    "run_deleted",
+    "body_too_large",
+    "unsupported_media_type",
+    "invalid_request",
+    "unknown_field",
+    "not_supported",
+    "plan_invalid",
+    "invalid_idempotency_key",
+    "idempotency_key_reused",
+)
+_MADE_HEADERS = ("Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied")
+_MADE: dict[int | str, dict[str, Any]] = {
+    202: answer("The run, which goes on by itself.", examples.QUEUED_RUN, *_MADE_HEADERS),
+    200: {"model": Run, **answer("`Prefer: wait` saw the run finish.", examples.SUCCEEDED_RUN, *_MADE_HEADERS)},
+}
+
+
+def _no_such_goal() -> Refused:
+    return Refused("goal_not_found", "There is no goal with this id.")
+
+
+async def _goal_of_path(
+    goal_id: Annotated[str, Path(json_schema_extra={"format": "uuid"}, examples=[examples.GOAL_ID])],
+) -> GoalId:
+    parsed = parse_uuid(goal_id)
+    if parsed is None:
+        raise _no_such_goal()
+    return GoalId(parsed)
+
+
+GoalOfPath = Annotated[GoalId, Depends(_goal_of_path)]
+
+
+@router.post(
+    "/goals",
+    operation_id="createGoal",
+    summary="Ask for something",
+    status_code=202,
+    responses={**_MADE, **problems(*_BODY_PROBLEMS, "context_too_large")},
+    openapi_extra=body(NewGoal, {"goal": examples.NEW_GOAL, "own plan": examples.NEW_GOAL_WITH_PLAN}),
+)
+async def create_new_goal(
+    *, request: Request, response: Response, services: Wired, tenant: Tenant, wait: Wait, key: KeyHeader = None
+) -> Run:
+    """Stores the goal and its first run, which goes on by itself: poll it, or send `Prefer: wait=N`.
+
+    With an `Idempotency-Key` a repeated request makes nothing new and answers with the run in its current state.
+    """
+    sent = await read_object(request)
+    goal = parse(NewGoal, sent)
+    refuse_unbuilt(goal)
+    _check_bounds(goal.options)
+    plan = None if goal.plan is None else new_plan(goal.plan)
+
+    async def make(connection: AsyncConnection) -> RunId:
+        goal_id = await create_goal(connection, tenant, goal=goal.goal, context=goal.context, metadata=goal.metadata)
+        return await create_run(
+            connection,
+            tenant,
+            goal_id,
+            mode=Mode(goal.mode),
+            options=goal.options.model_dump(),
+            budget=goal.budget.model_dump(),
+            metadata=goal.metadata,
+            model=_answering(goal.options, services.settings),
+            plan=plan,
+        )
+
+    run, replayed = await make_once(services, tenant, key_of(key, "createGoal", sent), make)
+    return await answer_made(request, response, services, run, replayed=replayed, wait=wait)
+
+
+@router.get(
+    "/goals",
+    operation_id="listGoals",
+    summary="Goals, newest first",
+    responses={
+        200: answer("Goals.", examples.page_of(examples.GOAL)),
+        **problems("invalid_request", "invalid_cursor"),
+    },
+)
+async def list_all_goals(services: Wired, tenant: Tenant, paging: Paging) -> GoalPage:
+    """Each with the ids of its runs, oldest first."""
+    before = paging.uuid("goals")
+    async with services.database.read() as connection:
+        found = await list_goals(
+            connection, tenant, limit=paging.fetch, before=None if before is None else GoalId(before)
+        )
+    return GoalPage(**paging.page("goals", found, lambda goal: goal.id, goal_of))
+
+
+@router.get(
+    "/goals/{goal_id}",
+    operation_id="getGoal",
+    summary="A goal",
+    responses={200: answer("The goal.", examples.GOAL), **problems("goal_not_found")},
+)
+async def get_one_goal(services: Wired, tenant: Tenant, goal_id: GoalOfPath) -> Goal:
+    """What was asked, with the ids of its runs, oldest first."""
+    async with services.database.read() as connection:
+        goal = await get_goal(connection, tenant, goal_id)
+    if goal is None:
+        raise _no_such_goal()
+    return goal_of(goal)
+
+
+@router.post(
+    "/goals/{goal_id}/runs",
+    operation_id="rerunGoal",
+    summary="Run a goal again",
+    status_code=202,
+    responses={**_MADE, **problems("goal_not_found", *_BODY_PROBLEMS)},
+    openapi_extra=body(NewRun, {"nothing changed": {}, "fewer at once": examples.NEW_RUN}, required=False),
+)
+async def run_goal_again(
+    *,
+    request: Request,
+    response: Response,
+    services: Wired,
+    tenant: Tenant,
+    goal_id: GoalOfPath,
+    wait: Wait,
+    key: KeyHeader = None,
+) -> Run:
+    """A fresh run of the goal, as its newest run was: nothing of earlier runs' work is reused.
+
+    `options` and `budget` given here replace that run's one by one, `metadata` replaces all of it. If a client drew
+    that run's first plan, the plan is used again unless `plan` is given; with `"plan": null` one is drawn. `mode` is
+    `execute` unless given, so that the plan of a `plan_only` run can be executed. The body may be empty.
+    """
+    sent = await read_object(request, optional=True)
+    wanted = parse(NewRun, sent)
+    refuse_unbuilt(wanted)
+    plan = None if wanted.plan is None else new_plan(wanted.plan)
+
+    async def make(connection: AsyncConnection) -> RunId:
+        before = await _earlier(connection, tenant, goal_id)
+        options = parse(Options, before.options | wanted.options.model_dump(exclude_unset=True))
+        budget = parse(Budget, before.budget | wanted.budget.model_dump(exclude_unset=True))
+        _check_bounds(options)
+        given = wanted.model_fields_set
+        return await create_run(
+            connection,
+            tenant,
+            goal_id,
+            mode=Mode(wanted.mode),
+            options=options.model_dump(),
+            budget=budget.model_dump(),
+            metadata=wanted.metadata if "metadata" in given else before.metadata,
+            model=_answering(options, services.settings),
+            plan=plan if "plan" in given else before.plan,
+        )
+
+    run, replayed = await make_once(services, tenant, key_of(key, f"rerunGoal:{goal_id}", sent), make)
+    return await answer_made(request, response, services, run, replayed=replayed, wait=wait)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Earlier:
+    """What a fresh run takes after."""
+
+    options: dict[str, Any]
+    budget: dict[str, Any]
+    metadata: Mapping[str, str]
+    plan: NewPlan | None
+
+
+async def _earlier(connection: AsyncConnection, tenant: TenantId, goal_id: GoalId) -> _Earlier:
+    """The goal's newest run, or the defaults when all its runs were deleted."""
+    goal = await get_goal(connection, tenant, goal_id)
+    if goal is None:
+        raise _no_such_goal()
+    newest = await get_run(connection, tenant, goal.run_ids[-1]) if goal.run_ids else None
+    if newest is None:
+        return _Earlier(options={}, budget={}, metadata=goal.metadata, plan=None)
+    return _Earlier(
+        options=dict(newest.options),
+        budget=dict(newest.budget),
+        metadata=newest.metadata,
+        plan=await plan_again(connection, tenant, newest.id),
+    )
+
+
+def _check_bounds(options: Options) -> None:
+    if options.min_tasks > options.max_tasks:
+        message = f"`min_tasks` ({options.min_tasks}) is more than `max_tasks` ({options.max_tasks})."
+        raise refused_for([Fault(code="out_of_range", message=message, pointer="/options/min_tasks")])
+
+
+def _answering(options: Options, settings: Settings) -> str:
+    """The name of what answers the run's tasks."""
+    return OFFLINE_MODEL if settings.offline else options.model or settings.llm_model

@@ -1,0 +1,146 @@
+"""Bodies as clients send them, with every range and default of the contract."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from app.domain.graph import MAX_ID_CHARACTERS
+
+MAX_PLAN_TASKS = 10_000
+MAX_CONTEXT_BYTES = 64 * 1024
+
+
+class Strict(BaseModel):
+    """Unknown fields are errors, and nothing is turned into another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _id_text(value: object) -> object:
+    # A bool is an int to Python, and no id to anybody.
+    return str(value) if type(value) is int else value
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "Say what is to be reached: more than white space.")
+    return text
+
+
+def _bounded(context: object) -> object:
+    size = len(json.dumps(context, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > MAX_CONTEXT_BYTES:
+        raise PydanticCustomError(
+            "context_too_large",
+            "The context has {size} bytes as JSON; at most {most} are taken.",
+            {"size": size, "most": MAX_CONTEXT_BYTES},
+        )
+    return context
+
+
+_ID_SCHEMA = {
+    "anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}, {"type": "integer"}],
+    "description": "Any characters but `/` and control characters; an integer is kept as its digits.",
+}
+PlanId = Annotated[str, BeforeValidator(_id_text), WithJsonSchema(_ID_SCHEMA)]
+GoalText = Annotated[
+    str,
+    Field(min_length=1, max_length=20_000, json_schema_extra={"pattern": r"\S"}),
+    AfterValidator(_not_blank),
+]
+Context = Annotated[Any, AfterValidator(_bounded)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+Metadata = Annotated[
+    dict[MetadataKey, Annotated[str, Field(max_length=512)]],
+    Field(max_length=16, description="At most 16 strings of your own, to find runs by."),
+]
+
+
+class ClientTask(Strict):
+    """A task of the client's plan."""
+
+    id: PlanId
+    description: str = Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})
+    depends_on: list[PlanId] = []
+    """Ids of tasks of this plan; naming one twice is naming it once."""
+    critical: bool = True
+    tools: list[str] = []
+    output_schema: dict[str, Any] | None = None
+
+
+class ClientPlan(Strict):
+    """The client's own graph; the planner is not asked, and `min_tasks` and `max_tasks` do not apply."""
+
+    tasks: list[ClientTask] = Field(json_schema_extra={"minItems": 1, "maxItems": MAX_PLAN_TASKS})
+
+
+class Options(Strict):
+    """How a run is planned and walked."""
+
+    model: ModelName | None = None
+    """Answers instead of the service's own model."""
+    planner_model: ModelName | None = None
+    synthesizer_model: ModelName | None = None
+    min_tasks: int = Field(1, ge=1, le=10_000)
+    max_tasks: int = Field(7, ge=1, le=10_000)
+    max_parallel: int = Field(8, ge=1, le=1_000)
+    """Tasks of the run that are worked on at once."""
+    max_attempts: int = Field(3, ge=1, le=10)
+    """Tries at one task; faults of the endpoint use none."""
+    max_steps: int = Field(20, ge=1, le=100)
+    task_timeout_seconds: int = Field(300, ge=1, le=86_400)
+    on_failure: Literal["auto", "retry", "skip", "replan", "fail", "review"] = "auto"
+    max_replans: int = Field(2, ge=0, le=10)
+    on_exhausted: Literal["fail", "review"] = "fail"
+    tools: list[str] = []
+    approval: Literal["none", "plan", "tools", "plan_and_tools"] = "none"
+    synthesize: bool = True
+    """Whether the results are brought together into one answer at the end."""
+    output_schema: dict[str, Any] | None = None
+
+
+class Budget(Strict):
+    """What a run may use; null is no limit."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_llm_calls: Annotated[int, Field(ge=1)] | None = None
+    max_tool_calls: Annotated[int, Field(ge=0)] | None = None
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+
+
+class NewRun(Strict):
+    """What a fresh run of a goal does otherwise than the goal's newest run."""
+
+    plan: ClientPlan | None = None
+    """Absent: the client's plan of the newest run, if it had one. Null: a plan is drawn."""
+    mode: Literal["execute", "plan_only"] = "execute"
+    """`plan_only` ends with a plan and no task run."""
+    options: Options = Options()
+    """Those given replace the newest run's, one by one."""
+    budget: Budget = Budget()
+    """Those given replace the newest run's, one by one."""
+    metadata: Metadata = {}
+    """Replaces the newest run's; absent, that is kept."""
+
+
+class NewGoal(Strict):
+    """A goal, and how its first run is to go."""
+
+    goal: GoalText
+    """What is to be reached, in plain words."""
+    context: Context = None
+    """Any JSON the planner and the tasks may read, up to 64 KiB."""
+    plan: ClientPlan | None = None
+    mode: Literal["execute", "plan_only"] = "execute"
+    """`plan_only` ends with a plan and no task run."""
+    options: Options = Options()
+    budget: Budget = Budget()
+    metadata: Metadata = {}
+    webhook_url: str | None = None
+
+
+REQUEST_BODIES = (NewGoal, NewRun)

@@ -1,0 +1,80 @@
+"""What the contract names and is not built yet: one row each, with the values that are taken until it is.
+
+The routes refuse other values, and the OpenAPI document shows only these; whoever builds a thing deletes its row.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.api.problems import Fault, refused_for
+from app.api.reading import pointer
+from app.api.schemas.requests import Budget, ClientTask, NewGoal, Options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unbuilt:
+    """A field of a body that takes only these values as yet."""
+
+    body: type[BaseModel]
+    field: str
+    accepted: tuple[Any, ...]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The field as JSON Schema, as far as it is built."""
+        default = self.accepted[0]
+        return {
+            "enum": list(self.accepted),
+            "default": default,
+            "description": "Other values are not built yet: 422 `not_supported`.",
+        }
+
+
+UNBUILT = (
+    Unbuilt(body=Options, field="max_steps", accepted=(20,)),
+    Unbuilt(body=Options, field="on_failure", accepted=("auto", "fail")),
+    Unbuilt(body=Options, field="max_replans", accepted=(2,)),
+    Unbuilt(body=Options, field="on_exhausted", accepted=("fail",)),
+    Unbuilt(body=Options, field="tools", accepted=([],)),
+    Unbuilt(body=Options, field="approval", accepted=("none",)),
+    Unbuilt(body=Options, field="output_schema", accepted=(None,)),
+    Unbuilt(body=Budget, field="max_tokens", accepted=(None,)),
+    Unbuilt(body=Budget, field="max_llm_calls", accepted=(None,)),
+    Unbuilt(body=Budget, field="max_tool_calls", accepted=(None,)),
+    Unbuilt(body=Budget, field="max_seconds", accepted=(None,)),
+    Unbuilt(body=Budget, field="max_cost_usd", accepted=(None,)),
+    Unbuilt(body=ClientTask, field="critical", accepted=(True,)),
+    Unbuilt(body=ClientTask, field="tools", accepted=([],)),
+    Unbuilt(body=ClientTask, field="output_schema", accepted=(None,)),
+    Unbuilt(body=NewGoal, field="webhook_url", accepted=(None,)),
+)
+
+_BY_BODY: Mapping[type[BaseModel], list[Unbuilt]] = {
+    body: [row for row in UNBUILT if row.body is body] for body in {row.body for row in UNBUILT}
+}
+
+
+def refuse_unbuilt(body: BaseModel) -> None:
+    """Raises `Refused` (`not_supported`) with one entry per value whose feature is not built yet."""
+    faults = list(_found(body, ()))
+    if faults:
+        raise refused_for(faults)
+
+
+def _found(body: BaseModel, at: tuple[str | int, ...]) -> Iterator[Fault]:
+    for row in _BY_BODY.get(type(body), ()):
+        if getattr(body, row.field) not in row.accepted:
+            takes = " or ".join(json.dumps(value) for value in row.accepted)
+            message = f"`{row.field}` is not built yet: only {takes} is taken."
+            yield Fault(code="not_supported", message=message, pointer=pointer(*at, row.field))
+    for name in type(body).model_fields:
+        inner = getattr(body, name)
+        if isinstance(inner, BaseModel):
+            yield from _found(inner, (*at, name))
+        elif isinstance(inner, list) and inner and isinstance(inner[0], BaseModel):
+            for index, one in enumerate(inner):
+                yield from _found(one, (*at, name, index))

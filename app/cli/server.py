@@ -1,0 +1,104 @@
+"""Runs an ASGI application on a bound socket until a signal, and says where it is: `planwave serve` and `model`."""
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+import uvicorn
+
+from app.cli.configuration import answering_model, configure_logs, load_settings
+from app.cli.listen import bind, resolve, url
+from app.cli.terminal import leave
+
+# What is slow to import waits inside the functions: a refusal or a port in use should not.
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_GRACE_SECONDS = 5
+"""For requests that are being answered at shutdown; the worker's own grace comes after it, in the lifespan."""
+
+
+def serve(*, host: str, port: int, with_worker: bool, allow_unauthenticated: bool) -> None:
+    """`planwave serve`: exit 0 after SIGTERM or SIGINT, 2 for settings, 3 for the database, 4 for the port."""
+    settings = load_settings()
+    address = resolve(host, port)
+    if not address.loopback and not allow_unauthenticated:
+        leave(
+            f"{host} can be reached from other machines, and this service asks nobody for a key. Leave --host away, "
+            "or say --allow-unauthenticated when something in front of it decides who comes in.",
+            2,
+        )
+    listening = bind(address)
+    configure_logs(settings)
+
+    from app.cli import database  # noqa: PLC0415
+    from app.main import create_app  # noqa: PLC0415
+
+    database.prepare(settings)
+    where = _url_of(listening)
+    greeting = f"Planwave is at {where} (API pages at {where}/docs). Answers come from: {answering_model(settings)}."
+    if not address.loopback:
+        greeting += "\nAnybody who reaches this address can use it: nobody is asked for a key."
+    if not with_worker:
+        greeting += "\nNo worker runs in this process: start one with planwave worker."
+    _run(create_app(settings, with_worker=with_worker), listening, greeting)
+
+
+def serve_model(*, host: str, port: int, seed: int, delay_seconds: tuple[float, float]) -> None:
+    """`planwave model`: the offline model for any client of the Chat Completions API."""
+    listening = bind(resolve(host, port))
+    configure_logs(load_settings())
+
+    from app.llm.offline import OfflineModel  # noqa: PLC0415
+    from app.llm.offline_server import create_model_app  # noqa: PLC0415
+
+    greeting = f"The offline model is at {_url_of(listening)}/v1; any key will do."
+    _run(create_model_app(OfflineModel(seed=seed, delay_seconds=delay_seconds)), listening, greeting)
+
+
+class _Server(uvicorn.Server):
+    """Tells the application at once that it is about to stop, so that requests which wait are answered."""
+
+    def __init__(self, config: uvicorn.Config, app: "FastAPI", greeting: str) -> None:
+        super().__init__(config)
+        self._app = app
+        self._greeting = greeting
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            typer.echo(self._greeting)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        begin_drain = getattr(self._app.state, "begin_drain", None)
+        if begin_drain is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(begin_drain)
+        super().handle_exit(sig, frame)
+
+
+def _run(app: "FastAPI", listening: socket.socket, greeting: str) -> None:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    server = _Server(config, app, greeting)
+    # uvicorn puts these back when it has served and raises the signal once more: an orderly end would look like a kill.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    try:
+        server.run(sockets=[listening])
+    except SystemExit:  # how uvicorn says that the lifespan failed; its log says why
+        leave("The service could not start.", 1)
+
+
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return url(host, port)

@@ -1,0 +1,45 @@
+"""`planwave worker`: drives runs until a signal, then drains."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+import typer
+
+from app.bootstrap import run_worker
+from app.cli import database
+from app.cli.configuration import answering_model, configure_logs, load_settings
+from app.settings import Settings
+
+
+def work() -> None:
+    """Work until SIGTERM or SIGINT; a second signal leaves at once, and what was in flight is taken over later."""
+    settings = load_settings()
+    configure_logs(settings)
+    database.prepare(settings)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_until_signalled(settings))
+    typer.echo("The worker has drained.")
+
+
+async def _until_signalled(settings: Settings) -> None:
+    stop = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    typer.echo(f"The worker looks for runs. Answers come from: {answering_model(settings)}.")
+    await run_worker(settings, stop)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:  # no wheel for this platform
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
