@@ -11,10 +11,14 @@ from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.text import storable
 
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)```", re.DOTALL)
+_BRACKET = re.compile(r"[{}\[\]]")
 _OPENING = re.compile(r"[{\[]")
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _WORD_CHARACTERS = re.compile(r"\w+")
-_MAX_REPAIR_CHARACTERS = 200_000
+# Bounds of the work that a hostile text can cause: the repair takes quadratic time on some, and the event loop waits.
+_MAX_REPAIR_CHARACTERS = 40_000
+_MAX_REPAIR_DEPTH = 16
+_MAX_OPENINGS = 100
 
 
 def _refuse(why: str) -> Any:
@@ -79,7 +83,9 @@ def _strict(text: str) -> Any:
 def _embedded(text: str) -> Iterator[Any]:
     """Every JSON value that stands whole in the text and holds tasks."""
     at, damaged = 0, False
-    while (match := _OPENING.search(text, at)) is not None:
+    for _ in range(_MAX_OPENINGS):
+        if (match := _OPENING.search(text, at)) is None:
+            return
         try:
             value, at = _STRICT.raw_decode(text, match.start())
         except (ValueError, RecursionError):
@@ -102,20 +108,29 @@ def _repaired(text: str) -> Any | None:
     piece = text[start:end]
     if _WORD_CHARACTERS.search(text[end:]) and text.rstrip().endswith((",", ":", '"')):
         return None
+    if _balance(piece) != 0 or _depth(piece) > _MAX_REPAIR_DEPTH:
+        return None
     try:
         repaired = repair_json(piece, return_objects=True)
         written = json.dumps(repaired, ensure_ascii=False)
         _strict(written)
     except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
         return None
-    if _balance(piece) != 0 or _words(written) != _words(piece):
-        return None
-    return repaired
+    return repaired if _words(written) == _words(piece) else None
 
 
 def _balance(text: str) -> int:
     """How many brackets are left open; quotes are too broken to heed."""
     return sum(text.count(c) for c in "{[") - sum(text.count(c) for c in "}]")
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets nest at the deepest; quotes are too broken to heed."""
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(text):
+        depth += 1 if bracket in "{[" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _words(text: str) -> list[str]:

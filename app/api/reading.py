@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.problems import Fault, Refused, refused_for
+from app.api.schemas.requests import MAX_INTEGER
 from app.domain.text import is_storable
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_BODY_BYTES_WITH_PLAN = 4 * 1024 * 1024
 MAX_DEPTH = 32
-MAX_INTEGER = 2**53
 _MAX_INTEGER_DIGITS = len(str(MAX_INTEGER))
 _SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 

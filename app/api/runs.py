@@ -280,8 +280,11 @@ def _milliseconds(name: str, text: str | None) -> int | None:
 def _metadata(query: list[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in query:
-        if key := _METADATA_FILTER.fullmatch(name):
-            if not (is_storable(key[1]) and is_storable(value)):
+        if name.partition("[")[0] == "metadata":
+            key = _METADATA_FILTER.fullmatch(name)
+            if key is None:
+                raise _bad(name, "Filter by metadata as in `metadata[ticket]=42`.")
+            if not is_storable(key[1] + value):
                 raise _bad(name, "No metadata holds NUL.")
             found[key[1]] = value
     return found

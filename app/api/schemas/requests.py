@@ -10,6 +10,8 @@ from app.domain.graph import MAX_ID_CHARACTERS
 
 MAX_PLAN_TASKS = 10_000
 MAX_CONTEXT_BYTES = 64 * 1024
+MAX_INTEGER = 2**53
+"""What every JSON reader keeps exactly; larger integers are refused."""
 
 
 class Strict(BaseModel):
@@ -18,9 +20,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _whole(value: object) -> object:
+    # To JSON 5.0 is an integer.
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def _id_text(value: object) -> object:
     # A bool is an int to Python, and no id to anybody.
-    return str(value) if type(value) is int else value
+    whole = _whole(value)
+    return str(whole) if type(whole) is int else value
 
 
 def _not_blank(text: str) -> str:
@@ -40,10 +48,12 @@ def _bounded(context: object) -> object:
     return context
 
 
+_INTEGER = {"type": "integer", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
 _ID_SCHEMA = {
-    "anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}, {"type": "integer"}],
+    "anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}, _INTEGER],
     "description": "Any characters but `/` and control characters; an integer is kept as its digits.",
 }
+Whole = Annotated[int, BeforeValidator(_whole)]
 PlanId = Annotated[str, BeforeValidator(_id_text), WithJsonSchema(_ID_SCHEMA)]
 GoalText = Annotated[
     str,
@@ -84,16 +94,16 @@ class Options(Strict):
     """Answers instead of the service's own model."""
     planner_model: ModelName | None = None
     synthesizer_model: ModelName | None = None
-    min_tasks: int = Field(1, ge=1, le=10_000)
-    max_tasks: int = Field(7, ge=1, le=10_000)
-    max_parallel: int = Field(8, ge=1, le=1_000)
+    min_tasks: Whole = Field(1, ge=1, le=10_000)
+    max_tasks: Whole = Field(7, ge=1, le=10_000)
+    max_parallel: Whole = Field(8, ge=1, le=1_000)
     """Tasks of the run that are worked on at once."""
-    max_attempts: int = Field(3, ge=1, le=10)
+    max_attempts: Whole = Field(3, ge=1, le=10)
     """Tries at one task; faults of the endpoint use none."""
-    max_steps: int = Field(20, ge=1, le=100)
-    task_timeout_seconds: int = Field(300, ge=1, le=86_400)
+    max_steps: Whole = Field(20, ge=1, le=100)
+    task_timeout_seconds: Whole = Field(300, ge=1, le=86_400)
     on_failure: Literal["auto", "retry", "skip", "replan", "fail", "review"] = "auto"
-    max_replans: int = Field(2, ge=0, le=10)
+    max_replans: Whole = Field(2, ge=0, le=10)
     on_exhausted: Literal["fail", "review"] = "fail"
     tools: list[str] = []
     approval: Literal["none", "plan", "tools", "plan_and_tools"] = "none"
@@ -105,9 +115,9 @@ class Options(Strict):
 class Budget(Strict):
     """What a run may use; null is no limit."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_llm_calls: Annotated[int, Field(ge=1)] | None = None
-    max_tool_calls: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_llm_calls: Annotated[Whole, Field(ge=1)] | None = None
+    max_tool_calls: Annotated[Whole, Field(ge=0)] | None = None
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     max_cost_usd: Annotated[float, Field(gt=0)] | None = None
 
