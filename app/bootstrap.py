@@ -6,7 +6,6 @@ from contextlib import suppress
 from app.engine.worker import Worker
 from app.llm.chat import ChatModel
 from app.llm.offline import OfflineModel
-from app.llm.openai_model import OpenAIModel
 from app.settings import Settings
 from app.storage.database import Database
 from app.storage.listen import listen
@@ -24,6 +23,8 @@ def make_model(settings: Settings) -> ChatModel:
     """The model of these settings: an endpoint's, or the built-in one where neither endpoint nor key is set."""
     if settings.offline:
         return OfflineModel(seed=settings.offline_seed, delay_seconds=settings.offline_delay_seconds)
+    from app.llm.openai_model import OpenAIModel  # noqa: PLC0415 - the SDK takes most of a second to import
+
     return OpenAIModel(
         base_url=settings.llm_base_url,
         api_key=_NO_KEY if settings.llm_api_key is None else settings.llm_api_key.get_secret_value(),

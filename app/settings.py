@@ -1,6 +1,6 @@
 """Every setting, from the environment or `.env`, with its default and its unit in its name."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -17,7 +17,7 @@ class Settings(BaseSettings):
 
     database_url: str = Field("sqlite:///./planwave.db", description="sqlite:///… or postgresql://…")
     database_pool_size: int = Field(10, ge=2, description="Connections to PostgreSQL per process")
-    wake: str = Field("auto", pattern="^(auto|poll)$", description="poll: no LISTEN/NOTIFY, for PgBouncer")
+    wake: Literal["auto", "poll"] = Field("auto", description="poll: no LISTEN/NOTIFY, for PgBouncer")
 
     llm_base_url: str | None = Field(
         None, validation_alias=AliasChoices("PLANWAVE_LLM_BASE_URL", "OPENAI_BASE_URL", "llm_base_url")
@@ -46,8 +46,13 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(1, gt=0, description="How often a worker looks for due runs by itself")
     drain_seconds: float = Field(10, ge=0, description="Grace for calls in flight at shutdown")
 
-    log_format: str = Field("auto", pattern="^(auto|json|console)$")
-    log_level: str = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
 
     @field_validator("offline_delay_seconds", mode="before")
     @classmethod

@@ -15,8 +15,9 @@ from starlette.responses import Response
 from app.api.conditions import RETRY_AFTER_SECONDS
 from app.api.problems import Fault, Refused
 from app.api.runs import is_finished, no_such_run, until
-from app.api.schemas.answers import Run, run_of
+from app.api.schemas.answers import Run
 from app.api.services import Services
+from app.api.showing import run_of
 from app.domain.ids import RunId, TenantId
 from app.domain.status import FINISHED
 from app.storage.idempotency import KeyBusy, KeyTaken, find_key, keep_key

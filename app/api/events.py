@@ -9,8 +9,9 @@ from app.api.openapi import answer, problems
 from app.api.pages import MAX_INTEGER_POSITION, Paging
 from app.api.problems import Refused
 from app.api.runs import RunOfPath, require_run
-from app.api.schemas.answers import EventPage, event_of
+from app.api.schemas.answers import EventPage
 from app.api.services import Tenant, Wired
+from app.api.showing import event_of
 from app.storage.events import list_events
 
 router = APIRouter(tags=["events"])

@@ -16,9 +16,10 @@ from app.api.openapi import answer, body, problems
 from app.api.pages import Paging
 from app.api.problems import Fault, Refused, refused_for
 from app.api.reading import parse, read_object
-from app.api.schemas.answers import Goal, GoalPage, Run, goal_of
+from app.api.schemas.answers import Goal, GoalPage, Run
 from app.api.schemas.requests import Budget, NewGoal, NewRun, Options
 from app.api.services import Tenant, Wired
+from app.api.showing import goal_of
 from app.api.unbuilt import refuse_unbuilt
 from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
 from app.domain.status import Mode

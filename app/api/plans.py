@@ -13,9 +13,10 @@ from app.api.openapi import answer, problems
 from app.api.pages import OptionalNumber, Paging
 from app.api.problems import Refused
 from app.api.runs import RunOfPath, require_run
-from app.api.schemas.answers import Plan, PlanPage, plan_of
+from app.api.schemas.answers import Plan, PlanPage
 from app.api.schemas.requests import MAX_PLAN_TASKS
 from app.api.services import Tenant, Wired
+from app.api.showing import plan_of
 from app.domain.ids import RunId, TenantId
 from app.domain.status import FINISHED
 from app.storage.plans import get_plan, list_plans

@@ -1,7 +1,7 @@
 """Every way to say no over HTTP: one table from code to status, and the problem+json (RFC 9457) made of it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -124,41 +124,25 @@ def problem_body(scope: Scope, refused: Refused) -> dict[str, Any]:
     }
 
 
-async def answer_refused(request: Request, error: Exception) -> Response:
-    """For what a route refuses."""
-    if not isinstance(error, Refused):
-        raise error
-    return problem(request.scope, error)
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The problem for what a route or the framework raises; every such type that is not ours is mapped here."""
+    match error:
+        case Refused():
+            refused = error
+        case StorageUnavailable():
+            detail = "The database cannot be reached or cannot take the write now; try again shortly."
+            refused = Refused("storage_unavailable", detail, headers={"Retry-After": "1"})
+        case RequestValidationError():
+            faults = [_parameter_fault(found["loc"], found["msg"]) for found in error.errors()]
+            refused = Refused("invalid_request", "Query parameters are not usable.", errors=faults)
+        case HTTPException():
+            code = _BY_STATUS.get(error.status_code, "bad_request")
+            detail = f"{request.method} {shortened(quote(storable(request.scope['path'])), 200)}: {PROBLEMS[code][1]}."
+            refused = Refused(code, detail, headers=error.headers)
+        case _:
+            raise error
+    return problem(request.scope, refused)
 
 
-async def answer_storage_unavailable(request: Request, error: Exception) -> Response:
-    """For a database that is away, locked or full."""
-    if not isinstance(error, StorageUnavailable):
-        raise error
-    return problem(request.scope, storage_unavailable())
-
-
-def storage_unavailable() -> Refused:
-    """The 503 for a database that is away, locked or full."""
-    detail = "The database cannot be reached or cannot take the write now; try again shortly."
-    return Refused("storage_unavailable", detail, headers={"Retry-After": "1"})
-
-
-async def answer_http_error(request: Request, error: Exception) -> Response:
-    """For what the framework refuses by itself: unknown paths, methods that a path does not take."""
-    if not isinstance(error, HTTPException):
-        raise error
-    code = _BY_STATUS.get(error.status_code, "bad_request")
-    detail = f"{request.method} {shortened(quote(storable(request.scope['path'])), 200)}: {PROBLEMS[code][1]}."
-    return problem(request.scope, Refused(code, detail, headers=error.headers))
-
-
-async def answer_bad_parameters(request: Request, error: Exception) -> Response:
-    """For query parameters, which the framework reads and checks."""
-    if not isinstance(error, RequestValidationError):
-        raise error
-    faults = [
-        Fault(code="invalid_parameter", message=found["msg"], query=str(found["loc"][1]) if found["loc"][1:] else None)
-        for found in error.errors()
-    ]
-    return problem(request.scope, Refused("invalid_request", "Query parameters are not usable.", errors=faults))
+def _parameter_fault(location: Sequence[str | int], message: str) -> Fault:
+    return Fault(code="invalid_parameter", message=message, query=str(location[1]))

@@ -15,13 +15,7 @@ from app import __version__
 from app.api import events, goals, health, plans, runs, tasks
 from app.api.envelope import Envelope
 from app.api.openapi import DESCRIPTION, TITLE, document
-from app.api.problems import (
-    Refused,
-    answer_bad_parameters,
-    answer_http_error,
-    answer_refused,
-    answer_storage_unavailable,
-)
+from app.api.problems import Refused, answer_error
 from app.api.services import Services
 from app.domain.errors import StorageUnavailable
 
@@ -47,11 +41,9 @@ def install(app: FastAPI, services: Services) -> None:
     for router in _ROUTERS:
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
-    app.add_exception_handler(Refused, answer_refused)
-    app.add_exception_handler(StorageUnavailable, answer_storage_unavailable)
-    app.add_exception_handler(HTTPException, answer_http_error)
+    for raised in (Refused, StorageUnavailable, RequestValidationError, HTTPException):
+        app.add_exception_handler(raised, answer_error)
     app.add_exception_handler(405, _answer_wrong_method)
-    app.add_exception_handler(RequestValidationError, answer_bad_parameters)
     app.add_middleware(Envelope)
     # FastAPI's documented way to extend the document.
     app.openapi = document(app, _ROUTES)  # type: ignore[method-assign]
@@ -62,7 +54,7 @@ async def _answer_wrong_method(request: Request, error: Exception) -> Response:
     path = request.scope["path"]
     allowed = {method for route in _ROUTES if route.path_regex.match(path) for method in route.methods or ()}
     headers = {"Allow": ", ".join(sorted(allowed or {"GET"}))}
-    return await answer_http_error(request, HTTPException(405, headers=headers))
+    return await answer_error(request, HTTPException(405, headers=headers))
 
 
 async def _to_docs(request: Request) -> RedirectResponse:

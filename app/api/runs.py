@@ -15,8 +15,9 @@ from app.api.conditions import RETRY_AFTER_SECONDS, IfNoneMatch, OptionalId, Opt
 from app.api.openapi import answer, header_refs, problems
 from app.api.pages import Paging
 from app.api.problems import Fault, Refused
-from app.api.schemas.answers import Run, RunPage, RunWithTasks, allowed_actions, run_of, run_with_tasks_of
+from app.api.schemas.answers import Run, RunPage, RunWithTasks
 from app.api.services import Services, Tenant, Wired
+from app.api.showing import allowed_actions, run_of, run_with_tasks_of
 from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
 from app.domain.status import FINISHED, RunStatus
 from app.domain.text import is_storable
@@ -36,7 +37,7 @@ _METADATA_PARAMETER: dict[str, Any] = {
     "style": "deepObject",
     "explode": True,
     "description": "Only runs with all these entries: `metadata[ticket]=42`.",
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "schema": {"type": "object", "propertyNames": {"minLength": 1}, "additionalProperties": {"type": "string"}},
 }
 
 

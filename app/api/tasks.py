@@ -9,8 +9,9 @@ from app.api.openapi import answer, problems
 from app.api.pages import MAX_INTEGER_POSITION, OptionalNumber, Paging
 from app.api.problems import Refused
 from app.api.runs import RunOfPath, require_run
-from app.api.schemas.answers import Task, TaskPage, task_of
+from app.api.schemas.answers import Task, TaskPage
 from app.api.services import Tenant, Wired
+from app.api.showing import task_of
 from app.domain.graph import MAX_ID_CHARACTERS, is_valid_id
 from app.domain.ids import TaskKey
 from app.domain.status import TaskStatus

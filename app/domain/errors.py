@@ -64,7 +64,11 @@ class CallRefused(ModelError):
 
 
 class FormatRefused(CallRefused):
-    """The endpoint does not take this kind of response format."""
+    """The endpoint does not take this response format; `level` is how strict it was (see `llm.chat.FormatLevel`)."""
+
+    def __init__(self, message: str, *, kind: str, level: int) -> None:
+        super().__init__(message, kind=kind)
+        self.level = level
 
 
 class AuthFailed(CallRefused):

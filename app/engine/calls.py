@@ -123,7 +123,12 @@ class Caller:
                 messages = self._task(call, state)
                 timeout = state.option("task_timeout_seconds")
         return ChatRequest(
-            model=call.model, messages=messages, response=schema, headers=headers, timeout_seconds=timeout
+            model=call.model,
+            messages=messages,
+            response=schema,
+            format_at_most=state.format_at_most,
+            headers=headers,
+            timeout_seconds=timeout,
         )
 
     def _planning(self, state: RunState) -> list[Message]:

@@ -24,7 +24,7 @@ from app.domain.walk import WalkTask
 from app.engine.calls import Answered, Broke, Call, Cut, Faulted, Outcome
 from app.engine.clock import Clock
 from app.engine.state import RunState, task_error
-from app.llm.chat import ChatAnswer
+from app.llm.chat import ChatAnswer, FormatLevel
 from app.storage.changes import Changes, NewPlan, NewTask
 from app.storage.runs import plan_created
 
@@ -121,6 +121,7 @@ class Outcomes:
                 self._transport_fault(call, error, changes)
             case FormatRefused():
                 changes.call_ended(call.number, CallStatus.FAILED, error=_stored(error, retryable=True))
+                self._state.format_at_most = FormatLevel(max(0, error.level - 1))
                 self._state.walk.plan_asked_again()
             case CallRefused():
                 changes.call_ended(call.number, CallStatus.FAILED, error=_stored(error, retryable=False))

@@ -10,6 +10,7 @@ from app.domain.ids import TaskKey
 from app.domain.plan import PlanProblem
 from app.domain.status import AttemptStatus, CallStatus, Seat, StopRequest, TaskStatus
 from app.domain.walk import Walk, WalkTask
+from app.llm.chat import FormatLevel
 from app.storage.changes import Changes, NewTask
 from app.storage.dispatch import Lease
 from app.storage.records import RunRecord, TaskRecord
@@ -39,6 +40,8 @@ class RunState:
     tasks: dict[TaskKey, DrivenTask] = field(default_factory=dict)
     results: dict[TaskKey, Any] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
+    format_at_most: FormatLevel = FormatLevel.JSON_SCHEMA
+    """How strictly the planner may still be asked for JSON, after what the endpoint has refused this run."""
     spoiled_syntheses: int = 0
     tries: dict[tuple[Seat, TaskKey | None], int] = field(default_factory=dict)
     """Transport faults in a row, of the question now open at each seat."""

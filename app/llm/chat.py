@@ -36,13 +36,15 @@ class FormatLevel(IntEnum):
 class ChatRequest:
     """What is asked of a model.
 
-    `headers` name the run, the seat and the task to gateways and test models; `timeout_seconds` bounds the whole call,
-    from the first byte sent to the last received.
+    Where `response` is given, `format_at_most` is the strictest way of asking for it: a refusal of the format says
+    which level was refused, and the caller asks again below it. `headers` name the run, the seat and the task to
+    gateways and test models; `timeout_seconds` bounds the whole call, from the first byte sent to the last received.
     """
 
     model: str
     messages: Sequence[Message]
     response: ResponseSchema | None = None
+    format_at_most: FormatLevel = FormatLevel.JSON_SCHEMA
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: float = 300.0
 

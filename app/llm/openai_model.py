@@ -53,7 +53,9 @@ class OpenAIModel:
 
     async def complete(self, request: ChatRequest) -> ChatAnswer:
         """Ask once; see `ChatModel` for what it raises."""
-        level = self._levels.get(request.model, FormatLevel.JSON_SCHEMA) if request.response else FormatLevel.TEXT
+        level = FormatLevel.TEXT
+        if request.response is not None:
+            level = min(self._levels.get(request.model, FormatLevel.JSON_SCHEMA), request.format_at_most)
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 body = await self._send(request, level)
@@ -61,7 +63,12 @@ class OpenAIModel:
             seconds = f"{request.timeout_seconds:g}"
             raise TransportFault(f"No complete answer within {seconds} s.", kind="timeout") from None
         except CallRefused as refusal:
-            raise self._judge_refusal(refusal, request, level) from None
+            if level is FormatLevel.TEXT or isinstance(refusal, AuthFailed) or refusal.kind in _NEVER_THE_FORMAT:
+                raise
+            # It may be the format that the endpoint does not take: a simpler one is next.
+            raise FormatRefused(refusal.message, kind="format_refused", level=level) from None
+        if request.response is not None:
+            self._levels[request.model] = level  # it takes this one, whatever becomes of the answer
         return read_completion(body, request)
 
     async def close(self) -> None:
@@ -98,16 +105,6 @@ class OpenAIModel:
         if "json" not in content_type and "text/plain" not in content_type:
             raise TransportFault(f"Expected JSON, got {shortened(content_type, 80)}.", kind="bad_body")
         return response.content
-
-    def _judge_refusal(self, refusal: CallRefused, request: ChatRequest, level: FormatLevel) -> CallRefused:
-        """A refused request may be one whose response format the endpoint does not take: a simpler one is next."""
-        if request.response is None or isinstance(refusal, AuthFailed) or refusal.kind in _NEVER_THE_FORMAT:
-            return refusal
-        if level is FormatLevel.TEXT:
-            self._levels.pop(request.model, None)  # it was not the format after all
-            return refusal
-        self._levels[request.model] = FormatLevel(level - 1)
-        return FormatRefused(refusal.message, kind="format_refused")
 
 
 _NEVER_THE_FORMAT = {"not_found", "context_length_exceeded"}

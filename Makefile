@@ -1,0 +1,93 @@
+# Everything happens in .venv; nothing is installed elsewhere. `make` alone lists the targets.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+TESTS ?=
+
+# Never fetch an interpreter: the one in .venv is the one to use.
+export UV_PYTHON_DOWNLOADS := never
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The goal as it was typed: make does not look for variables in it, and the shell finds it in the environment.
+ifdef GOAL
+override GOAL := $(value GOAL)
+export GOAL
+endif
+
+# An editable install without a build: the checkout on the interpreter's path, and the command.
+define PUT_ON_PATH
+pwd > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/planwave.pth" \
+	&& printf '#!/bin/sh\nexec "%s/$(BIN)/python" -P -m app.cli "$$@"\n' "$$(pwd)" > $(BIN)/planwave \
+	&& chmod +x $(BIN)/planwave
+endef
+
+COMPILE := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header --extra postgres
+
+# uv installs in seconds; pip does the same from the same hashes where uv cannot be had or does not reach the packages
+# (it does not read pip's configuration).
+INSTALL = $(BIN)/python -m uv --quiet pip install --compile-bytecode --python $(BIN)/python --require-hashes -r $(1) \
+	|| $(BIN)/python -m pip install --quiet --require-hashes -r $(1)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo serve test lint types architecture check soak bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.development ## set up .venv with everything, for working on Planwave
+
+demo: $(VENV)/.runtime ## a goal through a fresh service, its waves live: make demo GOAL="..."
+	@$(BIN)/planwave demo $${GOAL:+-- "$$GOAL"}
+
+serve: $(VENV)/.runtime ## the service on http://127.0.0.1:8000, with /docs, until Ctrl-C
+	@$(BIN)/planwave serve
+
+test: $(VENV)/.development ## every test, on SQLite and PostgreSQL; some of them: make test TESTS=tests/domain
+	$(BIN)/pytest -q $(TESTS)
+
+lint: $(VENV)/.development ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.development ## mypy --strict
+	$(BIN)/mypy
+
+architecture: $(VENV)/.development ## import-linter: imports point down
+	$(BIN)/lint-imports
+
+check: lint types architecture test ## what CI runs
+
+soak: $(VENV)/.development ## longer runs of the same tests
+	$(BIN)/pytest -q -m soak
+
+bench: $(VENV)/.development ## what to run to measure; --help of each says more
+	@echo "How close a run comes to its critical path:  $(BIN)/python -m benchmarks.makespan --graphs FILE.jsonl"
+	@echo "Whether a task costs more in a larger plan:  $(BIN)/python -m benchmarks.scale"
+
+lock: $(VENV)/.uv ## write the locks anew from pyproject.toml
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --group dev --constraints requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+clean: ## remove .venv and what tools have left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist
+	find app tests benchmarks migrations -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.uv: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit("Planwave needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION) || echo "uv cannot be installed; pip does its work, slowly."
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.uv requirements.lock
+	@echo "Setting up $(VENV) ..."
+	@$(call INSTALL,requirements.lock)
+	@$(PUT_ON_PATH)
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.runtime requirements-dev.lock
+	@echo "Adding the development tools to $(VENV) ..."
+	@$(call INSTALL,requirements-dev.lock)
+	@touch $@

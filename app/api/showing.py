@@ -1,0 +1,129 @@
+"""How what is stored becomes what clients are shown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from app.api.schemas.answers import Attempt, AttemptError, Event, Goal, Links, Plan, Run, RunWithTasks, Task, Usage
+from app.domain.status import FINISHED, StopRequest
+from app.storage.records import AttemptRecord, EventRecord, GoalRecord, PlanRecord, RunRecord, TaskRecord
+
+
+def goal_of(record: GoalRecord) -> Goal:
+    """The goal as shown."""
+    return Goal.model_validate(record)
+
+
+def run_of(record: RunRecord) -> Run:
+    """The run as shown."""
+    return Run(**_run_fields(record))
+
+
+def run_with_tasks_of(record: RunRecord, tasks: Sequence[TaskRecord], *, most: int) -> RunWithTasks:
+    """The run with the first `most` of these tasks."""
+    shown = [task_of(task) for task in tasks[:most]]
+    return RunWithTasks(**_run_fields(record), tasks=shown, tasks_truncated=len(tasks) > most)
+
+
+def allowed_actions(record: RunRecord) -> list[str]:
+    """What a client may do with the run as it is."""
+    if record.status in FINISHED:
+        return ["delete"]
+    return [] if record.stop_requested == StopRequest.CANCEL else ["cancel"]
+
+
+def task_of(record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None) -> Task:
+    """The task as shown, with its attempts where they were read."""
+    task = Task.model_validate(record)
+    if attempts is None:
+        return task
+    return task.model_copy(update={"attempts": [_attempt_of(attempt) for attempt in attempts]})
+
+
+def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord]) -> Plan:
+    """The generation with its tasks."""
+    waves: dict[int, list[str]] = {}
+    for task in tasks:
+        waves.setdefault(task.wave, []).append(task.key)
+    return Plan(
+        generation=record.generation,
+        reason=record.reason,
+        failed_task_keys=list(record.failed_task_keys),
+        parent_generation=record.parent_generation,
+        added=list(record.added),
+        carried=list(record.carried),
+        superseded=list(record.superseded),
+        critical_path=list(record.critical_path),
+        tasks=[task_of(task) for task in tasks],
+        waves=[waves[wave] for wave in sorted(waves)],
+        created_at=record.created_at,
+    )
+
+
+def event_of(record: EventRecord, run_id: UUID) -> Event:
+    """The event as shown."""
+    return Event(
+        seq=record.seq,
+        type=record.type,
+        at=record.at,
+        run_id=run_id,
+        task_key=record.task_key,
+        data=dict(record.data),
+    )
+
+
+def _run_fields(record: RunRecord) -> Mapping[str, Any]:
+    path = f"/runs/{record.id}"
+    return {
+        "id": record.id,
+        "goal_id": record.goal_id,
+        "goal": record.goal,
+        "mode": record.mode,
+        "status": record.status,
+        "stop_requested": record.stop_requested,
+        "generation": record.generation,
+        "result": record.result,
+        "error": record.error,
+        "progress": record.progress,
+        "usage": _usage_of(record, record.tool_calls),
+        "budget": record.budget,
+        "options": record.options,
+        "metadata": record.metadata,
+        "model": record.model,
+        "open_reviews": 0,
+        "allowed_actions": allowed_actions(record),
+        "links": Links(
+            self=path,
+            goal=f"/goals/{record.goal_id}",
+            plan=f"{path}/plan",
+            tasks=f"{path}/tasks",
+            events=f"{path}/events",
+        ),
+        "version": record.version,
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+        "finished_at": record.finished_at,
+    }
+
+
+def _usage_of(record: RunRecord | AttemptRecord, tool_calls: int) -> Usage:
+    return Usage(
+        llm_calls=record.llm_calls,
+        tool_calls=tool_calls,
+        input_tokens=record.input_tokens,
+        output_tokens=record.output_tokens,
+        cost_usd=None,
+    )
+
+
+def _attempt_of(record: AttemptRecord) -> Attempt:
+    return Attempt(
+        number=record.number,
+        status=record.status,
+        description=record.description,
+        error=None if record.error is None else AttemptError.model_validate(record.error),
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        usage=_usage_of(record, 0),
+        tool_calls=[],
+    )

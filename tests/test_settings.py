@@ -1,0 +1,128 @@
+"""Settings: where they come from, which wins, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing set, and no `.env` but the test's own."""
+    for name in [name for name in os.environ if name.startswith(("PLANWAVE_", "OPENAI_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def key_of(settings: Settings) -> str | None:
+    return None if settings.llm_api_key is None else settings.llm_api_key.get_secret_value()
+
+
+def test_with_nothing_set_the_offline_model_answers() -> None:
+    settings = Settings()
+    assert settings.offline
+    assert settings.database_url == "sqlite:///./planwave.db"
+
+
+@pytest.mark.parametrize(
+    "name", ["PLANWAVE_LLM_API_KEY", "PLANWAVE_LLM_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"]
+)
+def test_a_key_or_an_endpoint_is_enough_to_leave_the_offline_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:1/v1")
+    assert not Settings().offline
+
+
+def test_openais_names_are_honoured_where_ours_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://theirs/v1")
+    settings = Settings()
+    assert (key_of(settings), settings.llm_base_url) == ("theirs", "http://theirs/v1")
+
+
+def test_our_names_win_over_openais(monkeypatch: pytest.MonkeyPatch) -> None:
+    for prefix, value in (("OPENAI_", "theirs"), ("PLANWAVE_LLM_", "ours")):
+        monkeypatch.setenv(f"{prefix}API_KEY", value)
+        monkeypatch.setenv(f"{prefix}BASE_URL", f"http://{value}/v1")
+    settings = Settings()
+    assert (key_of(settings), settings.llm_base_url) == ("ours", "http://ours/v1")
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANWAVE_LLM_API_KEY", "")
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    settings = Settings()
+    assert (key_of(settings), settings.llm_base_url) == ("theirs", None)
+
+
+def test_settings_are_read_from_a_dotenv_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PLANWAVE_LLM_MODEL=from-file\nOPENAI_API_KEY=theirs\nUNRELATED=1\n")
+    settings = Settings()
+    assert (settings.llm_model, key_of(settings)) == ("from-file", "theirs")
+
+
+def test_the_environment_wins_over_the_dotenv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("PLANWAVE_LLM_MODEL=from-file\n")
+    monkeypatch.setenv("PLANWAVE_LLM_MODEL", "from-environment")
+    assert Settings().llm_model == "from-environment"
+
+
+def test_our_name_in_the_dotenv_file_wins_over_openais_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("PLANWAVE_LLM_API_KEY=ours\nPLANWAVE_LLM_BASE_URL=http://ours/v1\n")
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://theirs/v1")
+    settings = Settings()
+    assert (key_of(settings), settings.llm_base_url) == ("ours", "http://ours/v1")
+
+
+def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    settings = Settings()
+    assert "sk-very-secret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_white_space_around_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys come out of files that end with a line break; no header can carry one."""
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")
+    assert key_of(Settings()) == "sk-secret"
+
+
+def test_the_offline_models_delay_is_low_and_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANWAVE_OFFLINE_DELAY_SECONDS", "0.5,2")
+    assert Settings().offline_delay_seconds == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_POOL_SIZE", "1"),
+        ("WAKE", "sometimes"),
+        ("LLM_MAX_CONCURRENCY", "0"),
+        ("LLM_MAX_CONCURRENCY", "many"),
+        ("LLM_TIMEOUT_SECONDS", "0"),
+        ("LLM_TIMEOUT_SECONDS", "nan"),
+        ("LLM_BACKOFF_BASE_SECONDS", "-1"),
+        ("LLM_BACKOFF_CAP_SECONDS", "-1"),
+        ("LLM_MAX_ANSWER_BYTES", "1023"),
+        ("OFFLINE_DELAY_SECONDS", "1"),
+        ("OFFLINE_DELAY_SECONDS", "1,2,3"),
+        ("OFFLINE_DELAY_SECONDS", "a,b"),
+        ("CONTEXT_MAX_CHARACTERS", "99"),
+        ("WORKER_MAX_RUNS", "0"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "inf"),
+        ("POLL_SECONDS", "0"),
+        ("POLL_SECONDS", "inf"),
+        ("DRAIN_SECONDS", "-1"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_what_cannot_work_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PLANWAVE_{name}", value)
+    with pytest.raises(ValidationError):
+        Settings()
