@@ -1,0 +1,99 @@
+"""What is not built yet is taken at its default and refused otherwise."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.unbuilt import UNBUILT
+from tests.api.asking import NOWHERE, code_of, new_run, places_of
+
+OTHER_VALUES: dict[tuple[str, str], list[Any]] = {
+    ("Options", "max_steps"): [1, 19, 100],
+    ("Options", "on_failure"): ["retry", "skip", "replan", "review"],
+    ("Options", "max_replans"): [0, 1, 10],
+    ("Options", "on_exhausted"): ["review"],
+    ("Options", "tools"): [["http_get"]],
+    ("Options", "approval"): ["plan", "tools", "plan_and_tools"],
+    ("Options", "output_schema"): [{}, {"type": "object"}],
+    ("Budget", "max_tokens"): [1],
+    ("Budget", "max_llm_calls"): [1],
+    ("Budget", "max_tool_calls"): [0],
+    ("Budget", "max_seconds"): [1.5],
+    ("Budget", "max_cost_usd"): [0.5],
+    ("ClientTask", "critical"): [False],
+    ("ClientTask", "tools"): [["http_get"]],
+    ("ClientTask", "output_schema"): [{}],
+    ("NewGoal", "webhook_url"): ["https://example.com/hook"],
+}
+WHERE = {"Options": "/options/", "Budget": "/budget/", "ClientTask": "/plan/tasks/1/", "NewGoal": "/"}
+
+
+def _body(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    first, second = {"id": 1, "description": "a"}, {"id": 2, "description": "b"}
+    return {
+        "Options": {"options": fields},
+        "Budget": {"budget": fields},
+        "ClientTask": {"plan": {"tasks": [first, {**second, **fields}]}},
+        "NewGoal": fields,
+    }[kind]
+
+
+def test_every_row_of_the_table_is_tried() -> None:
+    assert {(row.body.__name__, row.field) for row in UNBUILT} == OTHER_VALUES.keys()
+
+
+CASES = [(kind, field, value) for (kind, field), values in OTHER_VALUES.items() for value in values]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), CASES)
+async def test_another_value_is_refused(lonely: httpx.AsyncClient, kind: str, field: str, value: Any) -> None:
+    response = await lonely.post("/goals", json={"goal": "x", **_body(kind, {field: value})})
+
+    assert code_of(response, 422) == "not_supported"
+    assert places_of(response) == [(WHERE[kind] + field, "not_supported")]
+    assert "not built yet" in response.json()["detail"]
+
+
+async def test_a_rerun_refuses_it_too(lonely: httpx.AsyncClient) -> None:
+    response = await lonely.post(f"/goals/{NOWHERE}/runs", json={"options": {"approval": "plan"}})
+
+    assert code_of(response, 422) == "not_supported"
+
+
+@pytest.mark.parametrize(("kind", "row"), [(row.body.__name__, row) for row in UNBUILT])
+async def test_every_accepted_value_is_taken(client: httpx.AsyncClient, kind: str, row: Any) -> None:
+    for value in row.accepted:
+        await new_run(client, **_body(kind, {row.field: value}))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", f"/runs/{NOWHERE}/pause"),
+        ("POST", f"/runs/{NOWHERE}/resume"),
+        ("POST", f"/runs/{NOWHERE}/retry"),
+        ("GET", f"/runs/{NOWHERE}/reviews"),
+        ("GET", "/tools"),
+        ("GET", "/metrics"),
+    ],
+)
+async def test_a_route_of_a_later_issue_is_not_there(lonely: httpx.AsyncClient, method: str, path: str) -> None:
+    assert code_of(await lonely.request(method, path), 404) == "not_found"
+
+
+async def test_the_live_stream_is_refused(client: httpx.AsyncClient) -> None:
+    run = await new_run(client)
+
+    response = await client.get(run["links"]["events"], headers={"Accept": "text/event-stream"})
+
+    assert code_of(response, 406) == "not_supported"
+
+
+async def test_a_client_that_takes_json_as_well_gets_a_page_of_events(client: httpx.AsyncClient) -> None:
+    run = await new_run(client)
+
+    accept = {"Accept": "text/event-stream, application/json;q=0.9"}
+    response = await client.get(run["links"]["events"], headers=accept)
+
+    assert response.status_code == 200
