@@ -6,11 +6,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.problems import MAX_ERRORS, Fault, Refused
 from app.api.schemas.requests import MAX_PLAN_TASKS, ClientPlan
-from app.domain.graph import depths, validate
-from app.domain.ids import RunId, TenantId, task_key
+from app.domain.graph import validate
+from app.domain.ids import RunId, TenantId
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.status import PlanReason
-from app.storage.changes import NewPlan, NewTask
+from app.storage.changes import NewPlan, NewTask, first_plan
 from app.storage.plans import get_plan
 from app.storage.tasks import list_tasks
 
@@ -28,21 +28,7 @@ def new_plan(plan: ClientPlan) -> NewPlan:
             f"The plan has {len(problems)} problem(s); `errors` lists them.",
             errors=_faults(problems[:MAX_ERRORS], plan),
         )
-    waves = depths({task.id: task.depends_on for task in planned})
-    return NewPlan(
-        generation=0,
-        reason=PlanReason.CLIENT,
-        tasks=[
-            NewTask(
-                key=task_key(0, task.id),
-                position=position,
-                description=task.description,
-                depends_on=tuple(task_key(0, needed) for needed in task.depends_on),
-                wave=waves[task.id],
-            )
-            for position, task in enumerate(planned)
-        ],
-    )
+    return first_plan(planned, PlanReason.CLIENT)
 
 
 async def plan_again(connection: AsyncConnection, tenant: TenantId, run_id: RunId) -> NewPlan | None:

@@ -163,7 +163,7 @@ async def get_one_run(
 ) -> RunWithTasks | Run | Response:
     """Made for polling: with `If-None-Match` an unchanged run costs one small read.
 
-    `Prefer: wait=N` waits until the version differs from `If-None-Match` or, without it, until the run is finished.
+    `Prefer: wait=N` waits until the run is finished or, with `If-None-Match`, until its version differs from that.
     """
     with_tasks = Include.TASKS in include
 
@@ -171,7 +171,10 @@ async def get_one_run(
         return not matches(if_none_match or "", etag_of(version, with_tasks=with_tasks))
 
     if if_none_match is not None or wait:
-        met = is_finished if if_none_match is None else differs
+
+        def met(version: int, status: RunStatus) -> bool:
+            return is_finished(version, status) or (if_none_match is not None and differs(version, status))
+
         version, status = await until(services, request, tenant, run_id, met, seconds=wait or 0)
         if if_none_match is not None and not differs(version, status):
             return Response(status_code=304, headers=_polling_headers(version, status, wait, with_tasks=with_tasks))

@@ -15,9 +15,7 @@ from app.domain.errors import (
     TransportFault,
 )
 from app.domain.failures import MAX_REASKS, MAX_TRANSPORT_TRIES, Backoff, Failure, RunError
-from app.domain.graph import depths
-from app.domain.ids import task_key
-from app.domain.plan import PlannedTask, PlanProblem
+from app.domain.plan import PlanProblem
 from app.domain.status import AttemptStatus, CallStatus, PlanReason, RunStatus, Seat, TaskStatus
 from app.domain.usage import Usage
 from app.domain.walk import WalkTask
@@ -25,7 +23,7 @@ from app.engine.calls import Answered, Broke, Call, Cut, Faulted, Outcome
 from app.engine.clock import Clock
 from app.engine.state import RunState, task_error
 from app.llm.chat import ChatAnswer, FormatLevel
-from app.storage.changes import Changes, NewPlan, NewTask
+from app.storage.changes import Changes, first_plan
 from app.storage.runs import plan_created
 
 
@@ -227,29 +225,6 @@ class Outcomes:
     def _wait_ms(self, tries: int, retry_after_seconds: float | None) -> int:
         chance = random.random()  # noqa: S311 - spreads retries, guards nothing
         return int(1000 * self._backoff.wait_seconds(tries, chance=chance, retry_after_seconds=retry_after_seconds))
-
-
-def first_plan(tasks: Sequence[PlannedTask], reason: PlanReason, *, prompt_hash: str | None = None) -> NewPlan:
-    """Generation 0 of these tasks, which have been validated."""
-    waves = depths({task.id: task.depends_on for task in tasks})
-    return NewPlan(
-        generation=0,
-        reason=reason,
-        prompt_hash=prompt_hash,
-        tasks=[
-            NewTask(
-                key=task_key(0, task.id),
-                position=position,
-                description=task.description,
-                depends_on=tuple(task_key(0, d) for d in task.depends_on),
-                wave=waves[task.id],
-                critical=task.critical,
-                tools=task.tools,
-                output_schema=task.output_schema,
-            )
-            for position, task in enumerate(tasks)
-        ],
-    )
 
 
 def _stored(error: ModelError, *, retryable: bool) -> dict[str, Any]:

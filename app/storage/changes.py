@@ -8,8 +8,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from app.domain.graph import critical_path
-from app.domain.ids import RunId, TaskKey, TenantId
+from app.domain.graph import critical_path, depths
+from app.domain.ids import RunId, TaskKey, TenantId, task_key
+from app.domain.plan import PlannedTask
 from app.domain.status import AttemptStatus, CallStatus, PlanReason, RunStatus, Seat, TaskStatus
 from app.domain.usage import Usage
 from app.storage.dispatch import Fenced, fence
@@ -38,6 +39,29 @@ class NewPlan:
     reason: PlanReason
     tasks: Sequence[NewTask]
     prompt_hash: str | None = None
+
+
+def first_plan(tasks: Sequence[PlannedTask], reason: PlanReason, *, prompt_hash: str | None = None) -> NewPlan:
+    """Generation 0 of these tasks, which have been validated."""
+    waves = depths({task.id: task.depends_on for task in tasks})
+    return NewPlan(
+        generation=0,
+        reason=reason,
+        prompt_hash=prompt_hash,
+        tasks=[
+            NewTask(
+                key=task_key(0, task.id),
+                position=position,
+                description=task.description,
+                depends_on=tuple(task_key(0, d) for d in task.depends_on),
+                wave=waves[task.id],
+                critical=task.critical,
+                tools=task.tools,
+                output_schema=task.output_schema,
+            )
+            for position, task in enumerate(tasks)
+        ],
+    )
 
 
 NewEvent = tuple[str, TaskKey | None, Mapping[str, Any]]
@@ -226,7 +250,7 @@ class Rows:
 
     def add_events(self, tenant_id: TenantId, run_id: RunId, new: Sequence[NewEvent], *, last: int, now: int) -> None:
         """The events, numbered so that the last of them is `last`."""
-        for seq, (type_, task_key, data) in enumerate(new, start=last - len(new) + 1):
+        for seq, (type_, key, data) in enumerate(new, start=last - len(new) + 1):
             self._batches["events"].append(
                 {
                     "tenant_id": tenant_id,
@@ -234,7 +258,7 @@ class Rows:
                     "seq": seq,
                     "type": type_,
                     "at": now,
-                    "task_key": task_key,
+                    "task_key": key,
                     "data": data,
                 }
             )
