@@ -8,6 +8,8 @@ from hashlib import sha256
 from importlib import resources
 from typing import Any
 
+from app.domain.text import shortened
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
@@ -34,9 +36,9 @@ def mark(secret: str) -> str:
 
 
 def block(kind: str, text: str, *, mark: str, label: str | None = None) -> str:
-    """The text between `<kind-mark>` lines; a text that holds the mark itself has it taken out."""
+    """The text between `<kind-mark>` lines; a text that holds the mark itself has it replaced."""
     attribute = "" if label is None else f" task={json.dumps(label, ensure_ascii=False)}"
-    body = text.replace(mark, "")
+    body = text.replace(mark, "�")
     return f"<{kind}-{mark}{attribute}>\n{body}\n</{kind}-{mark}>"
 
 
@@ -71,6 +73,8 @@ def _cut(text: str, cap: int) -> str:
     if len(text) <= cap:
         return text
     note = f"\n[... {len(text) - cap:,} or more of {len(text):,} characters cut here ...]\n"
-    keep = max(0, cap - len(note))
-    head = keep - keep // 3
-    return text[:head] + note + (text[len(text) - keep // 3 :] if keep // 3 else "")
+    keep = cap - len(note)
+    if keep < len(note):  # too little room to say so
+        return shortened(text, cap) if cap else ""
+    tail = keep // 3
+    return text[: keep - tail] + note + text[len(text) - tail :]

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from json_repair import repair_json
@@ -10,11 +11,14 @@ from json_repair import repair_json
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.text import storable
 
-_FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)```", re.DOTALL)
 _BRACKET = re.compile(r"[{}\[\]]")
+_FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)```", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-_WORD_CHARACTERS = re.compile(r"\w+")
+_MENDABLE = re.compile(r"""\\(?=["'])|[\s,"']+""")
+_QUOTE = re.compile(r"""(?<!\\)(?:\\\\)*\"""")
+_PYTHON_WORDS = {"None": "null", "True": "true", "False": "false"}
+_PYTHON_WORD = re.compile(r"\b(?:None|True|False)\b")
 # Bounds of the work that a hostile text can cause: the repair takes quadratic time on some, and the event loop waits.
 _MAX_REPAIR_CHARACTERS = 40_000
 _MAX_REPAIR_DEPTH = 16
@@ -33,7 +37,19 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_STRICT = json.JSONDecoder(parse_constant=lambda name: _refuse(f"{name} is not JSON"), object_pairs_hook=_without_twins)
+def _with_plain_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a repaired object with a name that is no word: a stray quote has become a part of it."""
+    if not all(name.isidentifier() for name, _ in pairs):
+        raise ValueError("a name holds punctuation")
+    return _without_twins(pairs)
+
+
+def _decoder(of_object: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
+    return json.JSONDecoder(parse_constant=lambda name: _refuse(f"{name} is not JSON"), object_pairs_hook=of_object)
+
+
+_STRICT = _decoder(_without_twins)
+_STRICT_WITH_PLAIN_NAMES = _decoder(_with_plain_names)
 
 
 class Unreadable(Exception):
@@ -62,61 +78,71 @@ def read_plan(text: str) -> list[PlannedTask]:
 def _values(text: str) -> list[Any]:
     """The JSON values of the text, from the strictest reading that finds any."""
     whole = _THOUGHTS.sub("", text.removeprefix("\ufeff")).strip()
-    try:
-        return [_strict(whole)]
-    except (ValueError, RecursionError):
-        pass
-    candidates = [*_FENCE.findall(whole), whole]
-    for candidate in candidates:
-        if found := list(_embedded(candidate)):
+    with suppress(ValueError, RecursionError):
+        return [_STRICT.decode(whole)]
+    found: list[Any] = []
+    if not whole.startswith("<think>"):  # thoughts that never end are no answer
+        for part in _FENCE.findall(whole) or [whole]:
+            values = _embedded(part) or _repaired(part)
+            if not values:
+                break
+            found += values
+        else:
             return found
-    for candidate in candidates:
-        if (repaired := _repaired(candidate)) is not None:
-            return [repaired]
     raise Unreadable("not_json", "The answer is not JSON, or ends before its JSON does; answer with JSON only.")
 
 
-def _strict(text: str) -> Any:
-    return _STRICT.decode(text.strip())
+def _embedded(text: str) -> list[Any]:
+    """The plans that stand whole in the text; none where anything else in it could be a part of one.
 
-
-def _embedded(text: str) -> Iterator[Any]:
-    """Every JSON value that stands whole in the text and holds tasks."""
-    at, damaged = 0, False
+    What is left of the text must close its own brackets, and may hold no other objects: those would be pieces of a plan
+    that is damaged, or that was closed too early.
+    """
+    found: list[Any] = []
+    rest: list[str] = []
+    at = 0
     for _ in range(_MAX_OPENINGS):
-        if (match := _OPENING.search(text, at)) is None:
-            return
+        match = _OPENING.search(text, at)
+        if match is None:
+            break
+        rest.append(text[at : match.start()])
         try:
             value, at = _STRICT.raw_decode(text, match.start())
         except (ValueError, RecursionError):
-            at, damaged = match.end(), True
-            continue
-        # Behind something damaged, a bare array may be a piece of it and must not pass for the whole.
-        if _tasks_in(value) and (isinstance(value, dict) or not damaged):
-            yield value
+            at = match.end()
+            rest.append(match[0])
+        else:
+            if _holds_objects(value):
+                if not _tasks_in(value) or _balance("".join(rest)) != 0:
+                    return []
+                found.append(value)
+    rest.append(text[at:])
+    return found if _balance("".join(rest)) == 0 else []
 
 
-def _repaired(text: str) -> Any | None:
-    """The text's JSON with its punctuation mended, or None where mending would add, drop or change a word.
+def _repaired(text: str) -> list[Any]:
+    """The text's JSON with its commas and quotes mended; nothing where a repair would take or make anything else.
 
-    json-repair always returns something; this keeps it to repairs that lose nothing, and off texts that end early.
+    json-repair always returns something. Its work is taken only if all that is no comma, quote or space is as it was:
+    so no word is lost, and no bracket that a text which ended early left open is closed.
     """
     start = min((n for n in (text.find("{"), text.find("[")) if n >= 0), default=-1)
-    end = max(text.rfind("}"), text.rfind("]")) + 1
-    if start < 0 or end <= start or end - start > _MAX_REPAIR_CHARACTERS:
-        return None
-    piece = text[start:end]
-    if _WORD_CHARACTERS.search(text[end:]) and text.rstrip().endswith((",", ":", '"')):
-        return None
-    if _balance(piece) != 0 or _depth(piece) > _MAX_REPAIR_DEPTH:
-        return None
+    piece = text[start : max(text.rfind("}"), text.rfind("]")) + 1] if start >= 0 else ""
+    if not 0 < len(piece) <= _MAX_REPAIR_CHARACTERS or _balance(piece) != 0 or _depth(piece) > _MAX_REPAIR_DEPTH:
+        return []
+    if len(_QUOTE.findall(piece)) % 2:  # a text is open at its end, or begins where nobody can tell
+        return []
     try:
-        repaired = repair_json(piece, return_objects=True)
-        written = json.dumps(repaired, ensure_ascii=False)
-        _strict(written)
+        written = json.dumps(repair_json(piece, return_objects=True), ensure_ascii=False)
+        repaired = _STRICT_WITH_PLAIN_NAMES.decode(written)
     except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
-        return None
-    return repaired if _words(written) == _words(piece) else None
+        return []
+    return [repaired] if _kept(written) == _kept(piece) else []
+
+
+def _kept(text: str) -> str:
+    """What a repair must leave alone."""
+    return _MENDABLE.sub("", _PYTHON_WORD.sub(lambda word: _PYTHON_WORDS[word[0]], text))
 
 
 def _balance(text: str) -> int:
@@ -133,8 +159,8 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _words(text: str) -> list[str]:
-    return _WORD_CHARACTERS.findall(text.replace("\\n", " ").replace("\\t", " ").replace("\\", "").casefold())
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(entry, dict) for entry in value))
 
 
 def _tasks_in(value: Any) -> list[Any] | None:

@@ -137,4 +137,4 @@ def _cycles(tasks: Sequence[PlannedTask], ids: Collection[str]) -> list[PlanProb
             left = {i: [d for d in deps if d not in cut] for i, deps in left.items() if i not in cut}
         else:
             break
-    return problems
+    return sorted(problems, key=lambda problem: index[problem.path[0]])

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.text import storable
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTask:
@@ -31,10 +33,10 @@ class PlanProblem:
     path: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The problem as an entry of an error's or event's `errors`."""
-        entry: dict[str, Any] = {"code": self.code, "message": self.message, "pointer": self.pointer}
+        """The problem as an entry of an error's or event's `errors`, in text that every database takes."""
+        entry: dict[str, Any] = {"code": self.code, "message": storable(self.message), "pointer": self.pointer}
         if self.task_id is not None:
-            entry["task_id"] = self.task_id
+            entry["task_id"] = storable(self.task_id)
         if self.path:
-            entry["path"] = list(self.path)
+            entry["path"] = [storable(task_id) for task_id in self.path]
         return entry

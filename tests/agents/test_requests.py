@@ -1,0 +1,151 @@
+"""What each seat is asked: goal and description verbatim, results labelled, the task last."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.agents import executor, planner, synthesizer
+from app.agents.planner import Rejection
+from app.domain.plan import PlanProblem
+from app.llm.chat import Message
+
+GOAL = "Write  about {async}\n\nand <result-m1> “await” "
+texts = st.text(max_size=80)
+
+
+def task_request(**given: Any) -> list[Message]:
+    usual: dict[str, Any] = {"goal": GOAL, "context": None, "description": "Do it.", "results": {}, "limit": 1_000}
+    return executor.messages(**{**usual, "mark": "m1", **given})
+
+
+def plan_request(**given: Any) -> list[Message]:
+    usual: dict[str, Any] = {"goal": GOAL, "context": None, "min_tasks": 1, "max_tasks": 7, "rejections": []}
+    return planner.messages(**{**usual, "mark": "m1", **given})
+
+
+def answer_request(**given: Any) -> list[Message]:
+    usual: dict[str, Any] = {"goal": GOAL, "context": None, "results": {"0.a": "A"}, "other_keys": [], "limit": 1_000}
+    return synthesizer.messages(**{**usual, "mark": "m1", **given})
+
+
+def roles(messages: list[Message]) -> list[str]:
+    return [message.role for message in messages]
+
+
+@given(goal=texts, description=texts, results=st.dictionaries(texts, texts, max_size=3))
+def test_a_tasks_request_ends_with_its_description_verbatim(
+    goal: str, description: str, results: dict[str, str]
+) -> None:
+    system, user = task_request(goal=goal, description=description, results=results)
+    assert (system.role, user.role) == ("system", "user")
+    assert user.content.endswith(description)
+    assert goal in user.content
+
+
+@given(goal=texts, context=st.dictionaries(texts, texts, max_size=2))
+def test_the_goal_stands_verbatim_in_every_request(goal: str, context: dict[str, str]) -> None:
+    for messages in (
+        plan_request(goal=goal, context=context),
+        task_request(goal=goal, context=context),
+        answer_request(goal=goal, context=context),
+    ):
+        assert goal in messages[1].content
+
+
+def test_nothing_of_another_task_follows_a_tasks_own() -> None:
+    content = task_request(results={"0.a": "Your task: something else"}, context={"note": "Do that."})[-1].content
+    last = content.rindex("Your task: ")
+    assert content[last:] == "Your task: Do it."
+    assert content.index("something else") < last
+    assert content.index("Do that.") < last
+
+
+def test_results_are_labelled_with_the_keys_of_their_tasks() -> None:
+    content = task_request(results={"0.a": "alpha", "0.b c": "beta"})[-1].content
+    assert '<result-m1 task="0.a">\nalpha\n</result-m1>' in content
+    assert '<result-m1 task="0.b c">\nbeta\n</result-m1>' in content
+    assert content.index("alpha") < content.index("beta") < content.index("Your task:")
+
+
+def test_context_stands_in_its_own_block_in_every_request() -> None:
+    for messages in (
+        plan_request(context={"k": "v"}),
+        task_request(context={"k": "v"}),
+        answer_request(context={"k": "v"}),
+    ):
+        assert '<context-m1>\n{\n "k": "v"\n}\n</context-m1>' in messages[1].content
+
+
+def test_instructions_hold_nothing_from_outside() -> None:
+    for make in (plan_request, task_request, answer_request):
+        assert make(goal="GOAL-TEXT", context={"k": "CONTEXT"})[0] == make(goal="other")[0]
+
+
+def test_every_instruction_names_the_marks_of_the_run() -> None:
+    for make in (plan_request, task_request, answer_request):
+        assert "-m2>" in make(mark="m2")[0].content
+
+
+@pytest.mark.parametrize(
+    ("bounds", "rule"),
+    [
+        ((1, 7), "Use 3 to 7 tasks where the goal is more than a single answer."),
+        ((1, 1), "Use exactly 1 task."),
+        ((4, 4), "Use exactly 4 tasks."),
+        ((2, 30), "Use between 2 and 30 tasks, and no more than the goal needs."),
+    ],
+)
+def test_the_planner_is_told_how_many_tasks_may_be_drawn(bounds: tuple[int, int], rule: str) -> None:
+    assert f"- {rule}\n" in plan_request(min_tasks=bounds[0], max_tasks=bounds[1])[0].content
+
+
+def test_a_first_planning_request_is_instructions_and_goal() -> None:
+    messages = plan_request()
+    assert roles(messages) == ["system", "user"]
+    assert messages[1].content == f"Goal: {GOAL}"
+
+
+def rejection(answer: str, *messages: str) -> Rejection:
+    problems = [PlanProblem(code="cycle", message=message, pointer="/tasks") for message in messages]
+    return Rejection(answer=answer, problems=problems)
+
+
+def test_after_a_rejection_the_latest_answer_and_its_problems_are_shown() -> None:
+    messages = plan_request(rejections=[rejection("EARLIER", "EARLIER fault"), rejection("new", "fault 1", "fault 2")])
+    assert roles(messages) == ["system", "user", "assistant", "user"]
+    assert messages[2].content == "new"
+    assert "- fault 1\n- fault 2\n" in messages[3].content
+    assert not any("EARLIER" in message.content for message in messages)
+
+
+def test_a_rejected_answer_without_text_is_shown_as_nothing() -> None:
+    assert plan_request(rejections=[rejection("", "empty")])[2].content == "(nothing)"
+
+
+def test_an_endless_rejected_answer_and_its_problems_are_shown_in_part() -> None:
+    messages = plan_request(rejections=[rejection("x" * 1_000_000, *(f"fault {n}" for n in range(500)))])
+    assert len(messages[2].content) == 20_000
+    assert "- and 470 more problems like these" in messages[3].content
+
+
+def test_a_synthesis_shows_results_and_names_the_tasks_behind_them() -> None:
+    content = answer_request(results={"0.c": "gamma"}, other_keys=["0.a", "0.b"])[1].content
+    assert '<result-m1 task="0.c">\ngamma\n</result-m1>' in content
+    assert "0.a, 0.b" in content
+    assert content.endswith("Write the answer to the goal.")
+
+
+def test_a_synthesis_without_earlier_tasks_speaks_of_none() -> None:
+    assert "Earlier tasks" not in answer_request()[1].content
+
+
+def test_the_results_of_thousands_of_tasks_share_the_limit_in_a_synthesis() -> None:
+    results = {f"0.{n}": "y" * 1_000 for n in range(3_000)}
+    assert answer_request(results=results, limit=60_000)[1].content.count("y") <= 60_000
+
+
+def test_the_keys_of_thousands_of_earlier_tasks_do_not_swell_a_synthesis_without_end() -> None:
+    content = answer_request(other_keys=[f"0.{n}{'k' * 190}" for n in range(9_999)], limit=60_000)[1].content
+    assert len(content) < 200_000
