@@ -26,6 +26,9 @@ from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel
 
 _CONNECT_SECONDS = 10.0
+_SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for no key
+_MAX_HEADER_CHARACTERS = 64
+_MAX_ERROR_CHARACTERS = 4_000
 _TRANSIENT_STATUSES = {408, 409, 425, 429}
 _MAX_TOKENS = 2**40
 _FORMAT_WORDS = re.compile(r"response_format|json_schema|json_object|structured[ _]output", re.IGNORECASE)
@@ -49,6 +52,8 @@ class OpenAIModel:
             headers={"Accept-Encoding": "identity"},
         )
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=self._http)
+        visible = "".join(character for character in api_key if " " < character <= "~")
+        self._key = visible if len(visible) >= _SHORTEST_SECRET else ""
         self._levels: dict[str, FormatLevel] = {}
 
     async def complete(self, request: ChatRequest) -> ChatAnswer:
@@ -59,6 +64,7 @@ class OpenAIModel:
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 body = await self._send(request, level)
+            answer = read_completion(body, request)
         except TimeoutError:
             seconds = f"{request.timeout_seconds:g}"
             raise TransportFault(f"No complete answer within {seconds} s.", kind="timeout") from None
@@ -67,13 +73,20 @@ class OpenAIModel:
                 raise
             # It may be the format that the endpoint does not take: a simpler one is next.
             raise FormatRefused(refusal.message, kind="format_refused", level=level) from None
-        if request.response is not None:
-            self._levels[request.model] = level  # it takes this one, whatever becomes of the answer
-        return read_completion(body, request)
+        except SpoiledAnswer:
+            self._remember(request, level)
+            raise
+        self._remember(request, level)
+        return answer
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _remember(self, request: ChatRequest, level: FormatLevel) -> None:
+        """The endpoint takes this format from this model, whatever became of the answer."""
+        if request.response is not None:
+            self._levels[request.model] = level
 
     async def _send(self, request: ChatRequest, level: FormatLevel) -> bytes:
         # The SDK's own `post` with the raw response: connections, headers and errors are the SDK's, while its request
@@ -95,16 +108,25 @@ class OpenAIModel:
                 options={"headers": dict(request.headers)},
             )
         except openai.APIStatusError as error:
-            raise _named(error.status_code, error.response.headers, error.response.text) from None
+            text = self._without_key(error.response.text)
+            asked_for_json = level is not FormatLevel.TEXT
+            raise _named(error.status_code, error.response.headers, text, asked_for_json=asked_for_json) from None
         except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise TransportFault(f"Connection failed: {_words(cause)}", kind="connection") from None
+            cause = self._without_key(_words(error.__cause__ or error))
+            raise TransportFault(f"Connection failed: {cause}", kind="connection") from None
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
-            raise TransportFault(f"The exchange failed: {_words(error)}", kind="connection") from None
+            raise TransportFault(
+                f"The exchange failed: {self._without_key(_words(error))}", kind="connection"
+            ) from None
         content_type = response.headers.get("content-type", "application/json")
         if "json" not in content_type and "text/plain" not in content_type:
-            raise TransportFault(f"Expected JSON, got {shortened(content_type, 80)}.", kind="bad_body")
-        return response.content
+            got = self._without_key(shortened(content_type, 80))
+            raise TransportFault(f"Expected JSON, got {got}.", kind="bad_body")
+        return response.content.replace(self._key.encode(), b"[key]") if self._key else response.content
+
+    def _without_key(self, text: str) -> str:
+        """The text without our key: an endpoint may echo it, and errors are stored and shown."""
+        return text.replace(self._key, "[key]") if self._key else text
 
 
 _NEVER_THE_FORMAT = {"not_found", "context_length_exceeded"}
@@ -123,7 +145,8 @@ def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:
         raise TransportFault("The body is not a completion.", kind="bad_body")
     if error := completion.get("error"):
         code = error.get("code") if isinstance(error, dict) else None
-        raise _named(code if isinstance(code, int) and 400 <= code < 600 else 500, {}, json.dumps(error))
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+        raise _named(status, {}, json.dumps(error), asked_for_json=request.response is not None)
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -181,11 +204,11 @@ def _usage(reported: object, request: ChatRequest, content: str) -> Usage:
     return Usage(input_tokens=tokens("prompt_tokens", asked), output_tokens=tokens("completion_tokens", len(content)))
 
 
-def _named(status: int, headers: Mapping[str, str], text: str) -> ModelError:
+def _named(status: int, headers: Mapping[str, str], text: str, *, asked_for_json: bool) -> ModelError:
     """The error for an HTTP status, in the endpoint's own words where it has any."""
     code, words = _error_words(text)
     message = f"HTTP {status}: {words}" if words else f"HTTP {status}"
-    if status >= 500 and _FORMAT_WORDS.search(text) and "json" in text.lower():
+    if status >= 500 and asked_for_json and _FORMAT_WORDS.search(text):
         return CallRefused(message, kind="bad_request")  # some servers fail on a format instead of refusing it
     if status in _TRANSIENT_STATUSES or status >= 500:
         kind = "rate_limited" if status == 429 else f"http_{status}"
@@ -204,7 +227,8 @@ def _error_words(text: str) -> tuple[str | None, str]:
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        return None, shortened(" ".join(re.sub(r"<[^>]*>", " ", text).split()), 300)
+        start = re.sub(r"<[^<>]*>", " ", text[:_MAX_ERROR_CHARACTERS])
+        return None, shortened(" ".join(start.split()), 300)
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return None, shortened(str(error), 300)
@@ -214,25 +238,29 @@ def _error_words(text: str) -> tuple[str | None, str]:
 
 def _retry_after(status: int, headers: Mapping[str, str]) -> float | None:
     """Seconds that the endpoint asks us to wait (RFC 9110 section 10.2.3, and what OpenAI adds to it)."""
-    if (value := headers.get("retry-after-ms")) is not None and (ms := _number(value)) is not None:
+    if (ms := _number(_header(headers, "retry-after-ms"))) is not None:
         return ms / 1000
-    if (value := headers.get("retry-after")) is not None:
+    if value := _header(headers, "retry-after"):
         if (seconds := _number(value)) is not None:
             return seconds
         try:
             until = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
         return max(0.0, (until - datetime.now(UTC)).total_seconds())
     if status != 429:
         return None
     waits = [
-        sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(headers.get(f"x-ratelimit-reset-{what}", "")))
+        sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(_header(headers, f"x-ratelimit-reset-{what}")))
         for what in ("requests", "tokens")
         if headers.get(f"x-ratelimit-remaining-{what}", "0") == "0"
     ]
     return max(waits, default=0.0) or None
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    return headers.get(name, "")[:_MAX_HEADER_CHARACTERS]
 
 
 def _number(text: str) -> float | None:
@@ -256,10 +284,13 @@ class _BoundedTransport(httpx2.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await super().handle_async_request(request)
-        encoding = response.headers.get("content-encoding", "identity")
-        if encoding != "identity":
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
             await response.aclose()
-            raise httpx2.DecodingError(f"Unasked content-encoding {encoding[:40]}.", request=request)
+            raise httpx2.DecodingError(f"The body is encoded, unasked: {encoding[:40]}.", request=request)
+        # JSON is UTF-8; a charset that the endpoint names could be any of Python's codecs.
+        media_type = response.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        response.headers["content-type"] = media_type
         if isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = _BoundedStream(response.stream, self._max_bytes, request)
         return response
