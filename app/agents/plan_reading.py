@@ -20,7 +20,7 @@ _QUOTE = re.compile(r"""(?<!\\)(?:\\\\)*\"""")
 _PYTHON_WORDS = {"None": "null", "True": "true", "False": "false"}
 _PYTHON_WORD = re.compile(r"\b(?:None|True|False)\b")
 # Bounds of the work that a hostile text can cause: the repair takes quadratic time on some, and the event loop waits.
-_MAX_REPAIR_CHARACTERS = 40_000
+_MAX_REPAIR_CHARACTERS = 10_000
 _MAX_REPAIR_DEPTH = 16
 _MAX_OPENINGS = 100
 
