@@ -11,6 +11,7 @@ import structlog
 
 from app.domain.errors import LeaseLost, StorageUnavailable
 from app.domain.ids import RunId
+from app.domain.status import StopRequest
 from app.engine.clock import Clock
 from app.storage.changes import Changes, write
 from app.storage.database import Database, notify, now_ms
@@ -119,10 +120,22 @@ def _write(
 
 
 def _written_before(connection: sa.Connection, batch: Sequence[_Waiting], batch_id: UUID) -> Mapping[RunId, Fenced]:
-    """What an earlier try of this batch has written, if its COMMIT went through."""
-    query = sa.select(now_ms().label("now"), runs.c.id, runs.c.event_seq).where(
-        runs.c.id.in_([waiting.changes.run_id for waiting in batch]), runs.c.batch_id == batch_id
+    """What an earlier try of this batch has written, if its COMMIT went through.
+
+    The rows are locked first: that COMMIT may still be under way on a connection which only we have given up.
+    """
+    query = (
+        sa.select(now_ms().label("now"), runs.c.id, runs.c.event_seq, runs.c.batch_id, runs.c.stop_requested)
+        .where(runs.c.id.in_([waiting.changes.run_id for waiting in batch]))
+        .order_by(runs.c.id)
+        .with_for_update()
     )
     return {
-        row.id: Fenced(now=row.now, event_seq=row.event_seq, stop_requested=None) for row in connection.execute(query)
+        row.id: Fenced(
+            now=row.now,
+            event_seq=row.event_seq,
+            stop_requested=None if row.stop_requested is None else StopRequest(row.stop_requested),
+        )
+        for row in connection.execute(query)
+        if row.batch_id == batch_id
     }
