@@ -27,9 +27,7 @@ def test_with_nothing_set_the_offline_model_answers() -> None:
     assert settings.database_url == "sqlite:///./planwave.db"
 
 
-@pytest.mark.parametrize(
-    "name", ["PLANWAVE_LLM_API_KEY", "PLANWAVE_LLM_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"]
-)
+@pytest.mark.parametrize("name", ["PLANWAVE_LLM_API_KEY", "PLANWAVE_LLM_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"])
 def test_a_key_or_an_endpoint_is_enough_to_leave_the_offline_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "http://127.0.0.1:1/v1")
     assert not Settings().offline

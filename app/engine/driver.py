@@ -93,7 +93,8 @@ class Driver:
             over = changes.over
             if begins or calls or not changes.is_empty:
                 fenced = await self._shop.recorder.commit(changes)
-                self._stop = fenced.stop_requested or self._stop
+                if fenced.stop_requested is not None and self._stop is None:
+                    self.ask_to_stop(fenced.stop_requested)
             begins = False
             self._send(calls, state, group)
             if over:
@@ -219,7 +220,8 @@ class Driver:
         """Give the run back where this worker has nothing to do for it: drained, or a wait longer than the lease."""
         now, wake_at = self._shop.clock.now(), state.walk.wake_at
         wait_ms = 0 if wake_at is None else wake_at - now
-        if not self._draining and (wait_ms <= self._shop.lease_ms or state.walk.wanted(now)):
+        has_work = self._stop is not None or wait_ms <= self._shop.lease_ms or state.walk.wanted(now) > 0
+        if has_work and not self._draining:
             return False
         async with self._shop.database.write() as connection:
             await release(connection, self.lease, ready_in_ms=max(0, wait_ms))

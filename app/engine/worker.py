@@ -60,23 +60,21 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Claim and drive until `stop` is set, then drain: no new starts, grace for calls in flight, leases back."""
-        recording = asyncio.create_task(self._recorder.run())
-        try:
-            async with asyncio.TaskGroup() as group:
-                keepers = [
-                    group.create_task(self._every(self._settings.lease_seconds / 3, self._renew)),
-                    group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags, self._flags_may_be_set)),
-                    group.create_task(self._every(_HOUSEKEEPING_SECONDS, self._forget)),
-                ]
-                stopping = group.create_task(self._wake_on(stop))
-                await self._claim_until(stop, group)
-                await self._drain()
-                for keeper in (*keepers, stopping):
-                    keeper.cancel()
-        finally:
+        async with asyncio.TaskGroup() as group:
+            recording = group.create_task(self._recorder.run())
+            keepers = [
+                group.create_task(self._every(self._settings.lease_seconds / 3, self._renew)),
+                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags, self._flags_may_be_set)),
+                group.create_task(self._every(_HOUSEKEEPING_SECONDS, self._forget)),
+                group.create_task(self._wake_on(stop)),
+            ]
+            await self._claim_until(stop, group)
+            await self._drain()
+            for keeper in keepers:
+                keeper.cancel()
             self._recorder.close()
             await asyncio.wait([recording], timeout=self._settings.drain_seconds)
-            recording.cancel()
+            recording.cancel()  # the database is away: what could not be written is repeated by whoever takes over
 
     async def _claim_until(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         while not stop.is_set():
@@ -93,14 +91,15 @@ class Worker:
     async def _claim(self, limit: int) -> list[Lease]:
         try:
             async with self._database.write() as connection:
-                leases = await claim(connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms)
+                leases = await claim(
+                    connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms, driven=list(self._drivers)
+                )
         except StorageUnavailable as error:
             log.warning("database away, not claiming", reason=str(error.__cause__))
             return []
         if leases:
             self._shop.clock.set(leases[0].claimed_at)
-        # A run that we still drive is one whose lease ran out under us: its driver finds out at its next commit.
-        return [lease for lease in leases if lease.run_id not in self._drivers]
+        return leases
 
     async def _drive(self, driver: Driver) -> None:
         lease = driver.lease

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _SQLITE_BUSY_SECONDS = 30
+_READ_ONLY = "25006"  # PostgreSQL's, as after a failover to a standby
 _ANNOUNCED = "planwave_announced"
 CHANNEL = "planwave"
 """Of LISTEN and NOTIFY; the message is `request RUN_ID` or `change RUN_ID`."""
@@ -54,13 +55,15 @@ def parse_url(url: str) -> sa.URL:
     """A `sqlite:///…` or `postgresql://…` URL with the driver that Planwave uses."""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         raise ConfigurationError("PLANWAVE_DATABASE_URL is not a URL; try sqlite:///./planwave.db.") from None
     driver = _DRIVERS.get(parsed.get_backend_name())
     if driver is None:
         raise ConfigurationError(
             f"PLANWAVE_DATABASE_URL names '{parsed.get_backend_name()}'; Planwave runs on sqlite and postgresql."
         )
+    if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
+        raise ConfigurationError("PLANWAVE_DATABASE_URL needs a file: in memory every connection has its own database.")
     return parsed.set(drivername=driver)
 
 
@@ -160,9 +163,9 @@ class Database:
                 announced.clear()
                 async with connection.begin():
                     yield connection
-        for run_id, requested in announced:
+                to_tell = list(announced)  # the connection, and its list, may be another's in a moment
+        for run_id, requested in to_tell:
             self.tell(run_id, requested=requested)
-        announced.clear()
 
     def _postgresql_engine(self, pool_size: int) -> AsyncEngine:
         return create_async_engine(
@@ -212,7 +215,6 @@ def prepare_sqlite(connection: Any, record: object) -> None:
     """Make a new SQLite connection durable and safe under concurrency; SQLAlchemy's `connect` event."""
     connection.isolation_level = None  # we say BEGIN ourselves: the driver's own default loses updates
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # a 202 must survive a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_SECONDS * 1000}")
@@ -238,5 +240,6 @@ class _faults_named:  # noqa: N801 - used as a with-statement's word
             error.connection_invalidated
             or isinstance(error, OperationalError)
             or isinstance(error.orig, sqlite3.OperationalError)
+            or getattr(error.orig, "sqlstate", None) == _READ_ONLY
         ):
             raise StorageUnavailable("The database cannot be reached or cannot take the write.") from error

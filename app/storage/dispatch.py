@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import RunId, TenantId
-from app.domain.status import CLAIMABLE, StopRequest
+from app.domain.status import StopRequest
 from app.storage.database import now_ms
-from app.storage.tables import runs
+from app.storage.tables import CLAIMABLE_RUNS, runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,10 +42,15 @@ class Fenced:
     stop_requested: StopRequest | None
 
 
-async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int) -> list[Lease]:
-    """Lease up to `limit` due runs, the most urgent first: queued, delayed and abandoned runs are one predicate."""
+async def claim(
+    connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int, driven: Collection[RunId] = ()
+) -> list[Lease]:
+    """Lease up to `limit` due runs, the most urgent first: queued, delayed and abandoned runs are one predicate.
+
+    `driven` are the runs that the caller drives already: a lease that ran out under it is renewed, not taken anew.
+    """
     token = uuid4()
-    due = runs.c.status.in_(CLAIMABLE) & (runs.c.ready_at <= now_ms())
+    due = sa.and_(CLAIMABLE_RUNS, runs.c.ready_at <= now_ms(), runs.c.id.not_in(driven))
     picked = (
         sa.select(runs.c.tenant_id, runs.c.id)
         .where(due)
@@ -64,8 +69,9 @@ async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms
             takeovers=runs.c.takeovers + sa.case((runs.c.lease_token.is_not(None), 1), else_=0),
             ready_at=now_ms() + lease_ms,
         )
-        .returning(runs.c.tenant_id, runs.c.id, runs.c.epoch, runs.c.takeovers, now_ms().label("now"))
+        .returning(runs.c.tenant_id, runs.c.id, runs.c.epoch, runs.c.takeovers, runs.c.priority, now_ms().label("now"))
     )
+    rows = (await connection.execute(statement)).all()
     return [
         Lease(
             tenant_id=row.tenant_id,
@@ -75,7 +81,7 @@ async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms
             takeovers=row.takeovers,
             claimed_at=row.now,
         )
-        for row in await connection.execute(statement)
+        for row in sorted(rows, key=lambda row: (-row.priority, row.id))
     ]
 
 
@@ -107,7 +113,12 @@ async def release(connection: AsyncConnection, lease: Lease, *, ready_in_ms: int
     statement = (
         sa.update(runs)
         .where(runs.c.tenant_id == lease.tenant_id, runs.c.id == lease.run_id, runs.c.lease_token == lease.token)
-        .values(lease_token=None, lease_owner=None, ready_at=now_ms() + ready_in_ms)
+        .values(
+            lease_token=None,
+            lease_owner=None,
+            # What a client wants stopped has nothing to wait for.
+            ready_at=sa.case((runs.c.stop_requested.is_not(None), now_ms()), else_=now_ms() + ready_in_ms),
+        )
     )
     return (await connection.execute(statement)).rowcount == 1
 

@@ -1,5 +1,7 @@
 """Bring a database to the newest schema, and say whether it is there."""
 
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from sqlalchemy.exc import OperationalError
 from app.domain.errors import StorageUnavailable
 from app.storage.database import make_sync_engine, parse_url
 
+_WAL_TRIES = 100
+_WAL_PAUSE_SECONDS = 0.1
 _LOCK = 7_526_274_963  # any number that nobody else takes: one migration at a time on PostgreSQL
 
 
@@ -59,11 +63,29 @@ def locked(connection: sa.Connection) -> Iterator[None]:
 def _run(url: str, do: Callable[[Config], None]) -> None:
     engine = make_sync_engine(parse_url(url))
     try:
-        with engine.connect() as connection, locked(connection):
-            alembic = config()
-            alembic.attributes["connection"] = connection
-            do(alembic)
+        with engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                _use_wal(connection)
+            with locked(connection):
+                alembic = config()
+                alembic.attributes["connection"] = connection
+                do(alembic)
     except OperationalError as error:
         raise StorageUnavailable("The database cannot be reached.") from error
     finally:
         engine.dispose()
+
+
+def _use_wal(connection: sa.Connection) -> None:
+    """Have readers and the writer not wait for each other. The file remembers it; the change heeds no busy timeout."""
+    driver = connection.connection.dbapi_connection
+    if driver is None:
+        raise StorageUnavailable("The connection is gone.")
+    for _ in range(_WAL_TRIES):
+        try:
+            driver.cursor().execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            time.sleep(_WAL_PAUSE_SECONDS)
+        else:
+            return
+    raise StorageUnavailable("The database is locked by another process.")

@@ -125,7 +125,7 @@ async def request_cancel(
     run = await _locked(connection, tenant_id, run_id)
     if run is None:
         return None
-    if run.status in FINISHED or run.stop_requested == StopRequest.CANCEL:
+    if run.status in FINISHED or (run.held and run.stop_requested is StopRequest.CANCEL):
         return run, False
     changes = Changes(tenant_id=tenant_id, run_id=run_id, token=None)
     if run.held:
@@ -162,7 +162,10 @@ async def end_unfinished(connection: AsyncConnection, changes: Changes, status: 
     changes.status = status
     changes.progress = count_by_status(statuses)
     changes.over = True
-    changes.event(f"run.{status}")
+    if changes.error is None:
+        changes.event(f"run.{status}")
+    else:
+        changes.event(f"run.{status}", error=changes.error)
 
 
 async def delete_run(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:

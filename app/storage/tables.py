@@ -7,6 +7,8 @@ tenants can later be spread over several databases.
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from app.domain.status import CLAIMABLE
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -87,13 +89,14 @@ runs = sa.Table(
     sa.Index("ix_runs_tenant_id_goal_id", "tenant_id", "goal_id"),
     sa.Index("ix_runs_tenant_id_status_id", "tenant_id", "status", "id"),
 )
-_claimable = sa.text("status IN ('queued', 'planning', 'running')")
+# In literals: SQLite uses a partial index only for a query that repeats its condition.
+CLAIMABLE_RUNS = sa.text(f"status IN ({', '.join(repr(status.value) for status in CLAIMABLE)})")
 sa.Index(
     "ix_runs_claimable",
     runs.c.priority.desc(),
     runs.c.ready_at,
-    sqlite_where=_claimable,
-    postgresql_where=_claimable,
+    sqlite_where=CLAIMABLE_RUNS,
+    postgresql_where=CLAIMABLE_RUNS,
 )
 
 plans = sa.Table(

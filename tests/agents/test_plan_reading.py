@@ -109,6 +109,16 @@ def test_an_order_of_names_does_not_matter() -> None:
     assert words(read_plan(json.dumps(SOUND[4]))) == [("b", "Last", "a"), ("a", "Firstgetx")]
 
 
+def test_a_description_may_hold_line_breaks_that_were_not_escaped() -> None:
+    tasks, problems = read('{"tasks": [{"id": "1", "description": "Collect:\n- books\n\t- papers", "depends_on": []}]}')
+    assert problems == []
+    assert words(tasks) == [("1", "Collectbookspapers")]
+
+
+def test_prose_with_many_brackets_does_not_hide_a_plan() -> None:
+    assert read("As said in [1]: " * 150 + TEXT) == (TASKS, [])
+
+
 def test_nul_and_lone_surrogates_in_a_description_are_replaced() -> None:
     (task,) = read_plan('{"tasks": [{"id": "1", "description": "a\\u0000b\\ud800"}]}')
     assert task.description == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
@@ -321,9 +331,10 @@ def test_a_megabyte_of_garbage_does_not_freeze_the_process(unit: str) -> None:
         read_plan(unit * (1_000_000 // len(unit)))
 
 
+@pytest.mark.parametrize("size", [9_000, 39_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("{a:", "}"), ('["', '"]'), ("('", "')")])
-def test_balanced_garbage_does_not_freeze_the_process(opening: str, closing: str) -> None:
-    count = 39_000 // len(opening + closing)
+def test_balanced_garbage_does_not_freeze_the_process(opening: str, closing: str, size: int) -> None:
+    count = size // len(opening + closing)
     for text in (opening * count + closing * count, (opening + closing) * count):
         with bounded(seconds=8), pytest.raises(Unreadable):
             read_plan(f"[x {text} ]")

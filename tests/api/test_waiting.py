@@ -8,7 +8,7 @@ import pytest
 from app.api.services import Services
 from app.domain.status import RunStatus
 from app.storage.database import Database
-from tests.api.asking import begin, code_of, commit, end, get, new_run
+from tests.api.asking import begin, commit, end, get, new_run
 
 PATIENT_SECONDS = 60
 
