@@ -2,36 +2,42 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import Field, FiniteFloat, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 OFFLINE_MODEL = "offline"
 
 
+_READING = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, str_strip_whitespace=True)
+
+
+class _OpenAI(BaseSettings):
+    """The names that other programs use for the same two things."""
+
+    model_config = SettingsConfigDict(**_READING, env_prefix="OPENAI_")
+
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+
+
 class Settings(BaseSettings):
     """Read once at start-up. Prefix `PLANWAVE_`; `OPENAI_API_KEY` and `OPENAI_BASE_URL` where ours are unset."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="PLANWAVE_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(**_READING, env_prefix="PLANWAVE_")
 
     database_url: str = Field("sqlite:///./planwave.db", description="sqlite:///… or postgresql://…")
     database_pool_size: int = Field(10, ge=2, description="Connections to PostgreSQL per process")
     wake: Literal["auto", "poll"] = Field("auto", description="poll: no LISTEN/NOTIFY, for PgBouncer")
 
-    llm_base_url: str | None = Field(
-        None, validation_alias=AliasChoices("PLANWAVE_LLM_BASE_URL", "OPENAI_BASE_URL", "llm_base_url")
-    )
-    llm_api_key: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("PLANWAVE_LLM_API_KEY", "OPENAI_API_KEY", "llm_api_key")
-    )
+    llm_base_url: str | None = None
+    llm_api_key: SecretStr | None = None
     llm_model: str = Field("gpt-4o-mini", description="Answers tasks, and all else unless set below")
     llm_planner_model: str | None = None
     llm_synthesizer_model: str | None = None
     llm_max_concurrency: int = Field(32, ge=1, description="Model calls in flight per process")
-    llm_timeout_seconds: float = Field(300, gt=0, description="Bound of a planning or synthesis call")
-    llm_backoff_base_seconds: float = Field(0.5, ge=0)
-    llm_backoff_cap_seconds: float = Field(30, ge=0)
+    llm_timeout_seconds: FiniteFloat = Field(300, gt=0, description="Bound of a planning or synthesis call")
+    llm_backoff_base_seconds: FiniteFloat = Field(0.5, ge=0)
+    llm_backoff_cap_seconds: FiniteFloat = Field(30, ge=0)
     llm_max_answer_bytes: int = Field(4 * 1024 * 1024, ge=1024)
 
     offline_seed: int = 0
@@ -41,10 +47,10 @@ class Settings(BaseSettings):
 
     context_max_characters: int = Field(60_000, ge=100, description="Results shown in one request")
 
-    worker_max_runs: int = Field(100, ge=1, description="Runs driven at once per process")
-    lease_seconds: float = Field(15, gt=0, description="A dead worker's runs are taken over after this")
-    poll_seconds: float = Field(1, gt=0, description="How often a worker looks for due runs by itself")
-    drain_seconds: float = Field(10, ge=0, description="Grace for calls in flight at shutdown")
+    worker_max_runs: int = Field(100, ge=1, le=5_000, description="Runs driven at once per process")
+    lease_seconds: FiniteFloat = Field(15, gt=0, description="A dead worker's runs are taken over after this")
+    poll_seconds: FiniteFloat = Field(1, gt=0, description="How often a worker looks for due runs by itself")
+    drain_seconds: FiniteFloat = Field(10, ge=0, description="Grace for calls in flight at shutdown")
 
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -53,6 +59,13 @@ class Settings(BaseSettings):
     @classmethod
     def _in_capitals(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _openais_where_ours_are_unset(self) -> "Settings":
+        theirs = _OpenAI()
+        self.llm_base_url = self.llm_base_url or theirs.base_url
+        self.llm_api_key = self.llm_api_key or theirs.api_key
+        return self
 
     @field_validator("offline_delay_seconds", mode="before")
     @classmethod

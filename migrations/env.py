@@ -5,7 +5,7 @@ from alembic import context
 
 from app.settings import Settings
 from app.storage.database import make_sync_engine, parse_url
-from app.storage.migrate import locked
+from app.storage.migrate import locked, use_wal
 from app.storage.tables import metadata
 
 
@@ -27,6 +27,8 @@ if isinstance(given, sa.Connection):
     migrate(given)
 else:
     engine = make_sync_engine(parse_url(Settings().database_url))
-    with engine.connect() as own, locked(own):
-        migrate(own)
+    with engine.connect() as own:
+        use_wal(own)
+        with locked(own):
+            migrate(own)
     engine.dispose()

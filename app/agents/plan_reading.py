@@ -22,7 +22,7 @@ _PYTHON_WORD = re.compile(r"\b(?:None|True|False)\b")
 # Bounds of the work that a hostile text can cause: the repair takes quadratic time on some, and the event loop waits.
 _MAX_REPAIR_CHARACTERS = 10_000
 _MAX_REPAIR_DEPTH = 16
-_MAX_OPENINGS = 100
+_MAX_SCANNED_CHARACTERS = 5_000_000
 
 
 def _refuse(why: str) -> Any:
@@ -45,7 +45,10 @@ def _with_plain_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _decoder(of_object: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
-    return json.JSONDecoder(parse_constant=lambda name: _refuse(f"{name} is not JSON"), object_pairs_hook=of_object)
+    # Not `strict`: models write line breaks into strings as they are.
+    return json.JSONDecoder(
+        strict=False, parse_constant=lambda name: _refuse(f"{name} is not JSON"), object_pairs_hook=of_object
+    )
 
 
 _STRICT = _decoder(_without_twins)
@@ -99,25 +102,23 @@ def _embedded(text: str) -> list[Any]:
     that is damaged, or that was closed too early.
     """
     found: list[Any] = []
-    rest: list[str] = []
-    at = 0
-    for _ in range(_MAX_OPENINGS):
+    at = damages = left_open = 0
+    while damages * len(text) < _MAX_SCANNED_CHARACTERS:
         match = _OPENING.search(text, at)
         if match is None:
             break
-        rest.append(text[at : match.start()])
+        left_open += _balance(text[at : match.start()])
         try:
             value, at = _STRICT.raw_decode(text, match.start())
         except (ValueError, RecursionError):
             at = match.end()
-            rest.append(match[0])
+            left_open, damages = left_open + 1, damages + 1
         else:
             if _holds_objects(value):
-                if not _tasks_in(value) or _balance("".join(rest)) != 0:
+                if not _tasks_in(value) or left_open != 0:
                     return []
                 found.append(value)
-    rest.append(text[at:])
-    return found if _balance("".join(rest)) == 0 else []
+    return found if left_open + _balance(text[at:]) == 0 else []
 
 
 def _repaired(text: str) -> list[Any]:

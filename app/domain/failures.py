@@ -60,7 +60,7 @@ class Backoff:
 
         What the endpoint asks for is the least we wait, with up to `base_seconds` on top so that callers spread.
         """
-        if retry_after_seconds is not None and math.isfinite(retry_after_seconds) and retry_after_seconds >= 0:
-            return min(retry_after_seconds, _MAX_WAIT_SECONDS) + chance * self.base_seconds
         bound: float = min(self.cap_seconds, self.base_seconds * 2 ** min(tries - 1, 60))
-        return chance * bound
+        if retry_after_seconds is None or not math.isfinite(retry_after_seconds) or retry_after_seconds < 0:
+            return chance * bound
+        return max(min(retry_after_seconds, _MAX_WAIT_SECONDS) + chance * self.base_seconds, chance * bound)

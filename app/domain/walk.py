@@ -252,7 +252,7 @@ class Walk:
         new = list(added)
         tasks = self._tasks
         for task in new:
-            # What ran when its worker died goes on first: it keeps its status, and starts like any ready task.
+            # What ran when its worker died keeps its status, and starts like any ready task.
             tasks.status[task.key] = task.status
             tasks.position[task.key] = task.position
             tasks.dependents.setdefault(task.key, [])

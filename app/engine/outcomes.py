@@ -26,6 +26,8 @@ from app.llm.chat import ChatAnswer, FormatLevel
 from app.storage.changes import Changes, first_plan
 from app.storage.runs import plan_created
 
+_MAX_STORED_PROBLEMS = 1_000
+
 
 class Outcomes:
     """Takes in the outcomes of one run's calls."""
@@ -99,7 +101,7 @@ class Outcomes:
     def _plan_rejected(
         self, call: Call, text: str, problems: Sequence[PlanProblem], usage: Usage, changes: Changes
     ) -> None:
-        errors = [problem.as_json() for problem in problems]
+        errors = [problem.as_json() for problem in problems[:_MAX_STORED_PROBLEMS]]
         self._state.rejections.append(planner.Rejection(answer=text, problems=problems))
         attempt = len(self._state.rejections)
         changes.call_ended(call.number, CallStatus.ANSWERED, usage=usage, answer=text, error={"problems": errors})

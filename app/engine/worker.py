@@ -123,6 +123,7 @@ class Worker:
             async with self._database.write() as connection:
                 await end_unfinished(connection, changes, RunStatus.FAILED)
                 await connection.run_sync(write, [changes])
+                await self._database.announce(connection, lease.run_id, requested=False)
         except StorageUnavailable:
             log.warning("database away, run left to its lease", run_id=str(lease.run_id))
 

@@ -129,7 +129,7 @@ class OpenAIModel:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-_NEVER_THE_FORMAT = {"not_found", "context_length_exceeded"}
+_NEVER_THE_FORMAT = {"not_found", "redirected", "context_length_exceeded"}
 
 
 def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:
@@ -215,8 +215,8 @@ def _named(status: int, headers: Mapping[str, str], text: str, *, asked_for_json
         return TransportFault(message, kind=kind, retry_after_seconds=_retry_after(status, headers))
     if status in (401, 403):
         return AuthFailed(message, kind="llm_auth_failed")
-    if status == 404:
-        return CallRefused(message, kind="not_found")
+    if status == 404 or status < 400:
+        return CallRefused(message, kind="not_found" if status == 404 else "redirected")
     if code == "context_length_exceeded":
         return CallRefused(message, kind=code)
     return CallRefused(message, kind="bad_request")

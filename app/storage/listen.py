@@ -1,6 +1,7 @@
 """PostgreSQL's NOTIFY as a wake-up, on a connection of its own that comes back when cut. A hint, never the truth."""
 
 import asyncio
+from contextlib import suppress
 from uuid import UUID
 
 from app.storage.database import CHANNEL, Database
@@ -21,6 +22,7 @@ async def listen(database: Database) -> None:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 async for notification in connection.notifies():
                     kind, _, run_id = notification.payload.partition(" ")
-                    database.tell(UUID(run_id), requested=kind == "request")
-        except (psycopg.Error, OSError, ValueError):
+                    with suppress(ValueError):  # anybody may notify on our channel
+                        database.tell(UUID(run_id), requested=kind == "request")
+        except (psycopg.Error, OSError):
             await asyncio.sleep(_RECONNECT_SECONDS)  # polling goes on meanwhile

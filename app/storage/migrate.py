@@ -64,8 +64,7 @@ def _run(url: str, do: Callable[[Config], None]) -> None:
     engine = make_sync_engine(parse_url(url))
     try:
         with engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                _use_wal(connection)
+            use_wal(connection)
             with locked(connection):
                 alembic = config()
                 alembic.attributes["connection"] = connection
@@ -76,16 +75,20 @@ def _run(url: str, do: Callable[[Config], None]) -> None:
         engine.dispose()
 
 
-def _use_wal(connection: sa.Connection) -> None:
-    """Have readers and the writer not wait for each other. The file remembers it; the change heeds no busy timeout."""
+def use_wal(connection: sa.Connection) -> None:
+    """On SQLite, have readers and the writer not wait for each other. The file remembers it.
+
+    The change heeds no busy timeout: while another process holds the file it is tried again, for some seconds.
+    """
     driver = connection.connection.dbapi_connection
-    if driver is None:
-        raise StorageUnavailable("The connection is gone.")
-    for _ in range(_WAL_TRIES):
+    if connection.dialect.name != "sqlite" or driver is None:
+        return
+    for tries_left in reversed(range(_WAL_TRIES)):
         try:
             driver.cursor().execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if tries_left == 0 or error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StorageUnavailable("The database cannot be reached or is locked by another process.") from error
             time.sleep(_WAL_PAUSE_SECONDS)
         else:
             return
-    raise StorageUnavailable("The database is locked by another process.")

@@ -24,7 +24,8 @@ def answers(url: str) -> bool:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> "subprocess.CompletedProcess[str]":
     """A whole demo, as a person without a key sees it in a log."""
-    return planwave("demo", "Compare tea and coffee", directory=tmp_path_factory.mktemp("demo"), **QUICK)
+    slow_enough_to_see = {"offline_delay_seconds": "0.3,0.5"}
+    return planwave("demo", "Compare tea and coffee", directory=tmp_path_factory.mktemp("demo"), **slow_enough_to_see)
 
 
 def test_the_demo_shows_a_whole_run_and_ends_with_0(shown: "subprocess.CompletedProcess[str]") -> None:

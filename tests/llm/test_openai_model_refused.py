@@ -54,7 +54,7 @@ async def test_a_passing_trouble_is_a_transport_fault(endpoint: Endpoint, reply:
         (error(404), "not_found"),
         (error(413), "bad_request"),
         (error(422), "bad_request"),
-        (raw(b"", status=302, headers={"Location": "/elsewhere"}), "bad_request"),
+        (raw(b"", status=302, headers={"Location": "/elsewhere"}), "redirected"),
         (verbatim({"error": {"message": "no such model", "code": 404}}), "not_found"),
     ],
 )

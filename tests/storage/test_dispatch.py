@@ -137,8 +137,8 @@ async def test_a_claim_that_waited_for_another_takes_nothing_of_what_that_one_to
     monkeypatch.setattr(sa.Select, "with_for_update", lambda query, **how: query)
     await make_run(database)
     async with database.write() as first:
-        second = asyncio.create_task(claim_due(database))
         (lease,) = await claim(first, owner="first", limit=1, lease_ms=MINUTE_MS)
+        second = asyncio.create_task(claim_due(database))
         if not database.is_sqlite:
             await waits_for_a_lock(database)
     assert await second == []
