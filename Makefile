@@ -63,7 +63,7 @@ check: lint types architecture test ## what CI runs
 soak: $(VENV)/.development ## longer runs of the same tests
 	$(BIN)/pytest -q -m soak
 
-bench: $(VENV)/.development ## what to run to measure; --help of each says more
+bench: $(VENV)/.development ## CPU per task by plan size, on SQLite and PostgreSQL
 	@echo "How close a run comes to its critical path:  $(BIN)/python -m benchmarks.makespan --graphs FILE.jsonl"
 	@echo "Whether a task costs more in a larger plan:  $(BIN)/python -m benchmarks.scale"
 

@@ -26,6 +26,7 @@ from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel
 
 _CONNECT_SECONDS = 10.0
+_MAX_IDLE_CONNECTIONS = 32  # the pool looks at every idle one for every request: hundreds cost more than new ones
 _SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for no key
 _MAX_HEADER_CHARACTERS = 64
 _MAX_ERROR_CHARACTERS = 4_000
@@ -46,7 +47,10 @@ class OpenAIModel:
         self._http = httpx2.AsyncClient(
             transport=_BoundedTransport(
                 max_answer_bytes,
-                limits=httpx2.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
+                limits=httpx2.Limits(
+                    max_connections=max_concurrency,
+                    max_keepalive_connections=min(max_concurrency, _MAX_IDLE_CONNECTIONS),
+                ),
             ),
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
             headers={"Accept-Encoding": "identity"},
