@@ -17,6 +17,7 @@ _OPENING = re.compile(r"[{\[]")
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _MENDABLE = re.compile(r"""\\(?=["'])|[\s,"']+""")
 _QUOTE = re.compile(r"""(?<!\\)(?:\\\\)*\"""")
+_OTHER_NAMES = frozenset({"dependencies", "dependsOn", "depends", "dependency", "deps", "requires", "after"})
 _PYTHON_WORDS = {"None": "null", "True": "true", "False": "false"}
 _PYTHON_WORD = re.compile(r"\b(?:None|True|False)\b")
 # Bounds of the work that a hostile text can cause: the repair takes quadratic time on some, and the event loop waits.
@@ -176,6 +177,9 @@ def _task(entry: Any, index: int) -> PlannedTask:
     """The entry as a task; where a field has the wrong type, validation will name it as empty or invalid."""
     fields = entry if isinstance(entry, dict) else {}
     description = fields.get("description")
+    if "depends_on" not in fields and (other := _OTHER_NAMES.intersection(fields)):
+        # Read as a task without dependencies, it would start before what it needs.
+        raise Unreadable("not_json", f"Task {index + 1}: say `depends_on`, not `{min(other)}`.")
     needs = fields.get("depends_on")
     listed = [needs] if isinstance(needs, str | int) and not isinstance(needs, bool) else needs
     if listed is not None and not isinstance(listed, list):

@@ -282,6 +282,12 @@ def test_a_dependency_with_a_broken_name_is_not_lost(broken: str) -> None:
     assert problems or tasks == TASKS
 
 
+@pytest.mark.parametrize("name", ["dependencies", "dependsOn", "deps", "requires"])
+def test_dependencies_under_another_name_are_asked_for_again_and_not_lost(name: str) -> None:
+    with pytest.raises(Unreadable, match=f"say `depends_on`, not `{name}`"):
+        read_plan(TEXT.replace("depends_on", name))
+
+
 def test_an_array_closed_too_early_is_not_a_shorter_plan() -> None:
     assert code_of(f"[{json.dumps(A)}], {json.dumps(B)}]") == "not_json"
 
