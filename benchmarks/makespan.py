@@ -89,7 +89,7 @@ async def main() -> None:
 
                 if arguments.places:
                     for places in arguments.places:
-                        await bounded(graphs, places, planwave)
+                        await bounded(graphs, places, planwave, in_memory)
                 else:
                     await unlimited(graphs, arguments.rounds, planwave, in_memory)
                 await loop.close()
@@ -118,17 +118,21 @@ async def unlimited(graphs: Graphs, rounds: int, planwave: Timed, in_memory: Tim
     print(f"above R: median {statistics.median(over):+.3f}, most {max(over):+.3f}")
 
 
-async def bounded(graphs: Graphs, places: int, planwave: Timed) -> None:
+async def bounded(graphs: Graphs, places: int, planwave: Timed, in_memory: Timed) -> None:
     """Every graph with this many places, against the bounds of any schedule that leaves none idle."""
     worst = 0.0
     for name, tasks in graphs.items():
         path, work = critical_path_seconds(tasks), sum(t.seconds for t in tasks)
         least, most = max(path, work / places), work / places + (1 - 1 / places) * path
         wall = await planwave(name, places)
+        r = await in_memory(name, places)
         excess = (wall - most) / path
         worst = max(worst, excess)
         verdict = "inside" if wall <= most else f"above by {excess:.3f} CP"
-        print(f"{name:10}  m={places}  [{least:.2f}, {most:.2f}] s  planwave {wall:.2f} s  {verdict}", flush=True)
+        print(
+            f"{name:10}  m={places}  [{least:.2f}, {most:.2f}] s  planwave {wall:.2f} s  R {r:.2f} s  {verdict}",
+            flush=True,
+        )
         assert wall >= least * 0.999, "faster than possible: max_parallel was not kept"
     print(f"m={places}: at most {worst:.3f} of the critical path above the bound")
 
