@@ -63,9 +63,9 @@ check: lint types architecture test ## what CI runs
 soak: $(VENV)/.development ## longer runs of the same tests
 	$(BIN)/pytest -q -m soak
 
-bench: $(VENV)/.development ## CPU per task by plan size, on SQLite and PostgreSQL
-	@echo "How close a run comes to its critical path:  $(BIN)/python -m benchmarks.makespan --graphs FILE.jsonl"
-	@echo "Whether a task costs more in a larger plan:  $(BIN)/python -m benchmarks.scale"
+bench: $(VENV)/.development ## CPU per task by plan size, on SQLite and PostgreSQL; benchmarks/ has more
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.scale --database postgresql
 
 lock: $(VENV)/.uv ## write the locks anew from pyproject.toml
 	$(COMPILE) --output-file requirements.lock pyproject.toml
