@@ -1,9 +1,25 @@
 """Every setting, from the environment or `.env`, with its default and its unit in its name."""
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.domain.status import Seat
+from app.domain.usage import Price
 
 OFFLINE_MODEL = "offline"
 
@@ -18,6 +34,19 @@ class _OpenAI(BaseSettings):
 
     base_url: str | None = None
     api_key: SecretStr | None = None
+
+
+# Bounded, so that sums of costs in nano-USD fit into a database, and no exponent asks for gigabytes of digits.
+_Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=12)]
+
+
+class ModelPrice(BaseModel):
+    """USD per million tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: _Usd
+    output: _Usd
 
 
 class Settings(BaseSettings):
@@ -39,6 +68,12 @@ class Settings(BaseSettings):
     llm_backoff_base_seconds: FiniteFloat = Field(0.5, ge=0)
     llm_backoff_cap_seconds: FiniteFloat = Field(30, ge=0)
     llm_max_answer_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    llm_prices: Annotated[dict[str, ModelPrice], NoDecode] = Field(
+        {}, description='USD per million tokens: {"gpt-4o-mini": {"input": 0.15, "output": 0.6}}'
+    )
+    llm_reserved_output_tokens: int = Field(
+        1000, ge=0, description="What a call is expected to write, held within the budget until it has"
+    )
 
     offline_seed: int = 0
     offline_delay_seconds: Annotated[tuple[float, float], NoDecode] = Field(
@@ -72,7 +107,41 @@ class Settings(BaseSettings):
     def _low_and_high(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
 
+    @field_validator("llm_prices", mode="wrap")
+    @classmethod
+    def _prices_from_json(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            # Numbers stay text until they are Decimals, or they would pass through a float.
+            return validated(json.loads(value, parse_float=str) if isinstance(value, str) else value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from None
+        except ValidationError as error:  # a setting's error tells its own name only, not that of the model
+            wrong = (" ".join([*(f"{part}:" for part in each["loc"]), each["msg"]]) for each in error.errors())
+            raise ValueError("; ".join(wrong)) from None
+
     @property
     def offline(self) -> bool:
         """Whether the built-in model answers: no endpoint and no key is set."""
         return self.llm_base_url is None and self.llm_api_key is None
+
+    def model_for(self, seat: Seat, options: Mapping[str, Any]) -> str:
+        """The name of the model that answers a seat of a run with these options."""
+        usual = options["model"] or self.llm_model
+        match seat:
+            case _ if self.offline:
+                return OFFLINE_MODEL
+            case Seat.PLANNER | Seat.RECOVERY:
+                return str(options["planner_model"] or self.llm_planner_model or usual)
+            case Seat.SYNTHESIZER:
+                return str(options["synthesizer_model"] or self.llm_synthesizer_model or usual)
+            case _:
+                return str(usual)
+
+    def price_of(self, model: str) -> Price | None:
+        """What a model takes; None where nobody has said. The offline model takes nothing."""
+        if model == OFFLINE_MODEL:
+            return Price(input_usd_per_million=Decimal(0), output_usd_per_million=Decimal(0))
+        price = self.llm_prices.get(model)
+        if price is None:
+            return None
+        return Price(input_usd_per_million=price.input, output_usd_per_million=price.output)

@@ -5,11 +5,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.domain.graph import depths
+from app.domain.generation import NewPlan, first_plan
 from app.domain.ids import DEFAULT_TENANT, GoalId, RunId, TaskKey, task_key
+from app.domain.plan import PlannedTask
 from app.domain.status import FINISHED, Mode, PlanReason
 from app.storage import tables
-from app.storage.changes import Changes, NewPlan, NewTask, write
+from app.storage.changes import Changes, write
 from app.storage.database import Database
 from app.storage.dispatch import Fenced, Lease, claim
 from app.storage.goals import create_goal
@@ -29,7 +30,7 @@ OPTIONS: Mapping[str, Any] = {
     "max_attempts": 3,
     "max_steps": 20,
     "task_timeout_seconds": 300,
-    "on_failure": "auto",
+    "on_failure": "fail",  # nothing is mended unless a test wants it
     "max_replans": 2,
     "on_exhausted": "fail",
     "tools": [],
@@ -41,21 +42,8 @@ OPTIONS: Mapping[str, Any] = {
 
 def new_plan(plan: Plan) -> NewPlan:
     """A client's plan, given in short."""
-    waves = depths(plan)
-    return NewPlan(
-        generation=0,
-        reason=PlanReason.CLIENT,
-        tasks=[
-            NewTask(
-                key=task_key(0, task_id),
-                position=position,
-                description=f"Do {task_id}.",
-                depends_on=tuple(task_key(0, d) for d in before),
-                wave=waves[task_id],
-            )
-            for position, (task_id, before) in enumerate(plan.items())
-        ],
-    )
+    tasks = [PlannedTask(id=i, description=f"Do {i}.", depends_on=tuple(before)) for i, before in plan.items()]
+    return first_plan(tasks, PlanReason.CLIENT)
 
 
 async def make_goal(database: Database, *, goal: str = "Find out") -> GoalId:

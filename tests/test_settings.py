@@ -1,12 +1,14 @@
 """Settings: where they come from, which wins, and what is refused."""
 
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.domain.usage import Price
+from app.settings import OFFLINE_MODEL, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,7 @@ def test_the_offline_models_delay_is_low_and_high(monkeypatch: pytest.MonkeyPatc
         ("LLM_BACKOFF_BASE_SECONDS", "-1"),
         ("LLM_BACKOFF_CAP_SECONDS", "-1"),
         ("LLM_MAX_ANSWER_BYTES", "1023"),
+        ("LLM_RESERVED_OUTPUT_TOKENS", "-1"),
         ("OFFLINE_DELAY_SECONDS", "1"),
         ("OFFLINE_DELAY_SECONDS", "1,2,3"),
         ("OFFLINE_DELAY_SECONDS", "a,b"),
@@ -124,3 +127,49 @@ def test_what_cannot_work_is_refused(name: str, value: str, monkeypatch: pytest.
     monkeypatch.setenv(f"PLANWAVE_{name}", value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+# --- prices
+
+
+def test_prices_are_read_as_the_decimals_that_were_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANWAVE_LLM_PRICES", '{"gpt-4.1": {"input": 2, "output": 0.600000000001}}')
+    price = Price(input_usd_per_million=Decimal(2), output_usd_per_million=Decimal("0.600000000001"))
+    assert Settings().price_of("gpt-4.1") == price
+
+
+def test_nobody_has_said_what_other_models_take() -> None:
+    assert Settings().llm_prices == {}
+    assert Settings().price_of("gpt-4.1") is None
+
+
+def test_the_offline_model_takes_nothing() -> None:
+    nothing = Price(input_usd_per_million=Decimal(0), output_usd_per_million=Decimal(0))
+    assert Settings().price_of(OFFLINE_MODEL) == nothing
+
+
+@pytest.mark.parametrize(
+    ("prices", "problem"),
+    [
+        ("gpt-4.1=2", "not JSON"),
+        ("[]", "dictionary"),
+        ('{"gpt-4.1": 2}', "gpt-4.1: Input should be a valid dictionary"),
+        ('{"gpt-4.1": {"input": 2}}', "gpt-4.1: output: Field required"),
+        ('{"gpt-4.1": {"input": 2, "output": 1, "cached": 1}}', "gpt-4.1: cached: Extra inputs"),
+        ('{"gpt-4.1": {"input": -0.1, "output": 1}}', "gpt-4.1: input: Input should be greater than or equal to 0"),
+        ('{"gpt-4.1": {"input": NaN, "output": 1}}', "gpt-4.1: input: Input should be a finite number"),
+        ('{"gpt-4.1": {"input": 1, "output": Infinity}}', "gpt-4.1: output: Input should be a finite number"),
+        ('{"gpt-4.1": {"input": true, "output": 1}}', "gpt-4.1: input: Decimal input should be"),
+        ('{"gpt-4.1": {"input": 1000001, "output": 1}}', "gpt-4.1: input: Input should be less than or equal"),
+        ('{"gpt-4.1": {"input": 1e-13, "output": 1}}', "gpt-4.1: input: Decimal input should have no more than 12"),
+    ],
+)
+def test_a_price_that_cannot_be_meant_is_refused_by_name(
+    prices: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANWAVE_LLM_PRICES", prices)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    (error,) = refused.value.errors()
+    assert error["loc"] == ("llm_prices",)
+    assert problem in error["msg"]

@@ -9,6 +9,12 @@ from importlib import resources
 from typing import Any
 
 from app.domain.text import shortened
+from app.llm.chat import Message
+
+USUAL_LIMIT = 60_000
+"""Characters that the material of one kind may take in a request, where nothing else is set."""
+
+_MAX_TROUBLE_CHARACTERS = 4_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,17 +48,49 @@ def block(kind: str, text: str, *, mark: str, label: str | None = None) -> str:
     return f"<{kind}-{mark}{attribute}>\n{body}\n</{kind}-{mark}>"
 
 
-def context_blocks(context: Any, *, mark: str) -> list[str]:
-    """The goal's context as one block; nothing where there is none."""
+def context_blocks(context: Any, *, mark: str, limit: int = USUAL_LIMIT) -> list[str]:
+    """The goal's context as one block within `limit` characters; nothing where there is none."""
     if context is None or context == {}:
         return []
-    return [block("context", json.dumps(context, ensure_ascii=False, indent=1), mark=mark)]
+    (text,) = share([json.dumps(context, ensure_ascii=False, indent=1)], limit)
+    return [block("context", text, mark=mark)]
 
 
 def result_blocks(results: Mapping[str, str], *, limit: int, mark: str) -> list[str]:
     """One labelled block per result, together within `limit` characters."""
-    texts = share(list(results.values()), limit)
-    return [block("result", text, mark=mark, label=key) for key, text in zip(results, texts, strict=True)]
+    return _labelled("result", results, limit=limit, mark=mark)
+
+
+def missing_blocks(missing: Mapping[str, str], *, limit: int, mark: str) -> list[str]:
+    """One labelled block per task that has no result, with the reason, together within `limit` characters."""
+    return _labelled("missing", missing, limit=limit, mark=mark)
+
+
+def rejected_block(trouble: str | None, *, mark: str) -> list[str]:
+    """What was wrong with the last answer, in a block because it quotes that answer; nothing where nothing was."""
+    return [] if trouble is None else [block("rejected", shortened(trouble, _MAX_TROUBLE_CHARACTERS), mark=mark)]
+
+
+def _labelled(kind: str, texts: Mapping[str, str], *, limit: int, mark: str) -> list[str]:
+    shared = share(list(texts.values()), limit)
+    return [block(kind, text, mark=mark, label=key) for key, text in zip(texts, shared, strict=True)]
+
+
+def going_on(partial: str | None, *, limit: int) -> list[Message]:
+    """The last `limit` characters of an answer that was cut off at a length limit, and the wish for the rest of it."""
+    if not partial:
+        return []
+    return [
+        Message(role="assistant", content=partial[-limit:]),
+        Message(role="user", content=prompt("continue").text),
+    ]
+
+
+def asked_json(schema: Mapping[str, Any] | None) -> str:
+    """The end of the instructions where the answer has to fit a client's JSON Schema; empty where it has not."""
+    if schema is None:
+        return ""
+    return "\n\n" + prompt("output").fill(schema=json.dumps(schema, ensure_ascii=False))
 
 
 def share(texts: Sequence[str], limit: int) -> list[str]:

@@ -1,11 +1,12 @@
 """What is asked of a model to draw a plan, and whether its answer is one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.agents.briefing import context_blocks, prompt
-from app.agents.plan_reading import Unreadable, read_plan
+from app.agents.briefing import USUAL_LIMIT, context_blocks, prompt, share
+from app.agents.json_reading import Unreadable
+from app.agents.plan_reading import read_plan
 from app.domain.graph import validate
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.text import shortened
@@ -17,29 +18,28 @@ USUAL_TASKS = (1, 7)
 _MAX_QUOTED_CHARACTERS = 20_000
 _MAX_LISTED_PROBLEMS = 30
 
-PLAN_SCHEMA = ResponseSchema(
-    name="plan",
-    schema={
+
+def closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of an object with just these properties, all of them required, as strict mode asks."""
+    return {
         "type": "object",
         "additionalProperties": False,
-        "required": ["tasks"],
-        "properties": {
-            "tasks": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["id", "description", "depends_on"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "description": {"type": "string"},
-                        "depends_on": {"type": "array", "items": {"type": "string"}},
-                    },
-                },
-            }
-        },
-    },
-)
+        "required": list(properties),
+        "properties": dict(properties),
+    }
+
+
+TASKS_SCHEMA: Mapping[str, Any] = {
+    "type": "array",
+    "items": closed(
+        {
+            "id": {"type": "string"},
+            "description": {"type": "string"},
+            "depends_on": {"type": "array", "items": {"type": "string"}},
+        }
+    ),
+}
+PLAN_SCHEMA = ResponseSchema(name="plan", schema=closed({"tasks": TASKS_SCHEMA}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,25 +50,66 @@ class Rejection:
     problems: Sequence[PlanProblem]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnedDown:
+    """A plan, as JSON, that a person turned down, and what they say should be different."""
+
+    plan: str
+    words: str
+
+
 def prompt_hash() -> str:
     """Of the instructions in force."""
     return prompt("planner").hash
 
 
 def messages(
-    *, goal: str, context: Any, min_tasks: int, max_tasks: int, rejections: Sequence[Rejection], mark: str
+    *,
+    goal: str,
+    context: Any,
+    min_tasks: int,
+    max_tasks: int,
+    rejections: Sequence[Rejection],
+    mark: str,
+    turned_down: Sequence[TurnedDown] = (),
+    limit: int = USUAL_LIMIT,
 ) -> list[Message]:
-    """The request for a plan; the latest rejected answer and exactly what was wrong with it follow the goal."""
+    """The request for a plan; what people and then Planwave had against earlier answers follows the goal.
+
+    The context has `limit` characters.
+    """
     instructions = prompt("planner").fill(count_rule=_count_rule(min_tasks, max_tasks), mark=mark)
-    asked = [
+    return [
         Message(role="system", content=instructions),
-        Message(role="user", content="\n\n".join([f"Goal: {goal}", *context_blocks(context, mark=mark)])),
+        Message(role="user", content="\n\n".join([f"Goal: {goal}", *context_blocks(context, mark=mark, limit=limit)])),
+        *_objections(turned_down),
+        *asked_again(rejections, word="plan"),
     ]
-    if rejections:
-        last = rejections[-1]
-        asked.append(Message(role="assistant", content=shortened(last.answer, _MAX_QUOTED_CHARACTERS) or "(nothing)"))
-        asked.append(Message(role="user", content=_complaint(last.problems)))
+
+
+def _objections(turned_down: Sequence[TurnedDown]) -> list[Message]:
+    """Every plan that a person turned down, the plans sharing their bound, and the person's words in full."""
+    asked = []
+    plans = share([entry.plan for entry in turned_down], _MAX_QUOTED_CHARACTERS)
+    for plan, entry in zip(plans, turned_down, strict=True):
+        asked.append(Message(role="assistant", content=plan))
+        wish = f"That plan was turned down, with these words: {entry.words}"
+        asked.append(Message(role="user", content=f"{wish}\n\nAnswer with a whole new plan as JSON only."))
     return asked
+
+
+def asked_again(rejections: Sequence[Rejection], *, word: str) -> list[Message]:
+    """The latest rejected answer and exactly what was wrong with it; nothing where none was rejected."""
+    if not rejections:
+        return []
+    last = rejections[-1]
+    answer = shortened(last.answer, _MAX_QUOTED_CHARACTERS) or "(nothing)"
+    lines = [f"- {problem.message}" for problem in last.problems[:_MAX_LISTED_PROBLEMS]]
+    if len(last.problems) > _MAX_LISTED_PROBLEMS:
+        lines.append(f"- and {len(last.problems) - _MAX_LISTED_PROBLEMS} more problems like these")
+    wrong = "\n".join([f"That is not a valid {word}:", *lines])
+    wish = f"Answer again with the whole corrected {word} as JSON only."
+    return [Message(role="assistant", content=answer), Message(role="user", content=f"{wrong}\n\n{wish}")]
 
 
 def read(text: str, *, min_tasks: int, max_tasks: int) -> tuple[list[PlannedTask], list[PlanProblem]]:
@@ -87,14 +128,3 @@ def _count_rule(min_tasks: int, max_tasks: int) -> str:
     if min_tasks == max_tasks:
         return f"Use exactly {max_tasks} task{'s' if max_tasks > 1 else ''}."
     return f"Use between {min_tasks} and {max_tasks} tasks, and no more than the goal needs."
-
-
-def _complaint(problems: Sequence[PlanProblem]) -> str:
-    lines = [f"- {problem.message}" for problem in problems[:_MAX_LISTED_PROBLEMS]]
-    if len(problems) > _MAX_LISTED_PROBLEMS:
-        lines.append(f"- and {len(problems) - _MAX_LISTED_PROBLEMS} more problems like these")
-    return (
-        "That is not a valid plan:\n"
-        + "\n".join(lines)
-        + "\n\nAnswer again with the whole corrected plan as JSON only."
-    )

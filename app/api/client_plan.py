@@ -1,34 +1,48 @@
-"""A client's own plan: checked as hard as a planner's, and made ready to be stored as generation 0."""
+"""A client's own plan: checked as hard as a planner's, and made ready to be stored."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.problems import MAX_ERRORS, Fault, Refused
 from app.api.schemas.requests import MAX_PLAN_TASKS, ClientPlan
+from app.domain.generation import NewPlan, NewTask, first_plan
 from app.domain.graph import validate
 from app.domain.ids import RunId, TenantId
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.status import PlanReason
-from app.storage.changes import NewPlan, NewTask, first_plan
 from app.storage.plans import get_plan
 from app.storage.tasks import list_tasks
 
 
-def new_plan(plan: ClientPlan) -> NewPlan:
-    """Generation 0 as the client drew it; raises `Refused` (`plan_invalid`) with one entry per problem."""
+def planned_tasks(plan: ClientPlan, known_keys: Collection[str] = frozenset()) -> list[PlannedTask]:
+    """The tasks of a plan that can be walked; raises `Refused` (`plan_invalid`) with one entry per problem.
+
+    `known_keys` are tasks of the run that go on, which its dependencies may name too.
+    """
     planned = [
-        PlannedTask(id=task.id, description=task.description, depends_on=tuple(dict.fromkeys(task.depends_on)))
+        PlannedTask(
+            id=task.id,
+            description=task.description,
+            depends_on=tuple(dict.fromkeys(task.depends_on)),
+            critical=task.critical,
+            output_schema=task.output_schema,
+        )
         for task in plan.tasks
     ]
-    problems = validate(planned, min_tasks=1, max_tasks=MAX_PLAN_TASKS)
+    problems = validate(planned, min_tasks=1, max_tasks=MAX_PLAN_TASKS, known_keys=known_keys)
     if problems:
         raise Refused(
             "plan_invalid",
             f"The plan has {len(problems)} problem(s); `errors` lists them.",
             errors=_faults(problems[:MAX_ERRORS], plan),
         )
-    return first_plan(planned, PlanReason.CLIENT)
+    return planned
+
+
+def new_plan(plan: ClientPlan) -> NewPlan:
+    """Generation 0 as the client drew it; raises as `planned_tasks` does."""
+    return first_plan(planned_tasks(plan), PlanReason.CLIENT)
 
 
 async def plan_again(connection: AsyncConnection, tenant: TenantId, run_id: RunId) -> NewPlan | None:
@@ -40,6 +54,7 @@ async def plan_again(connection: AsyncConnection, tenant: TenantId, run_id: RunI
     return NewPlan(
         generation=0,
         reason=PlanReason.CLIENT,
+        critical_path=drawn.critical_path,
         tasks=[
             NewTask(
                 key=task.key,

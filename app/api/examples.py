@@ -6,6 +6,7 @@ from app.domain.status import TaskStatus
 
 GOAL_ID = "01980000-0000-7000-8000-000000000001"
 RUN_ID = "01980000-0000-7000-8000-000000000002"
+REVIEW_ID = "01980000-0000-7000-8000-000000000003"
 _RUN_PATH = f"/runs/{RUN_ID}"
 
 NEW_GOAL: dict[str, Any] = {
@@ -25,6 +26,17 @@ NEW_GOAL_WITH_PLAN: dict[str, Any] = {
     },
 }
 NEW_RUN: dict[str, Any] = {"options": {"max_parallel": 2}}
+RUN_RETRY: dict[str, Any] = {"budget": {"max_llm_calls": 40}, "options": {"max_attempts": 5}}
+REVIEW_ANSWERS: dict[str, Any] = {
+    "go on": {"decision": "approve"},
+    "another plan, drawn": {"decision": "reject", "instructions": "Write the post in German."},
+    "another plan, given": {
+        "decision": "edit",
+        "plan": {"tasks": [{"id": "1", "description": "Write the post"}]},
+    },
+    "once more": {"decision": "retry", "description": "Explain in three sentences what an event loop does"},
+    "the result": {"decision": "supply", "result": "An event loop runs callbacks when …"},
+}
 
 GOAL: dict[str, Any] = {
     "id": GOAL_ID,
@@ -79,12 +91,13 @@ QUEUED_RUN: dict[str, Any] = {
     "metadata": {"ticket": "42"},
     "model": "gpt-4o-mini",
     "open_reviews": 0,
-    "allowed_actions": ["cancel"],
+    "allowed_actions": ["cancel", "pause"],
     "links": {
         "self": _RUN_PATH,
         "goal": f"/goals/{GOAL_ID}",
         "plan": f"{_RUN_PATH}/plan",
         "tasks": f"{_RUN_PATH}/tasks",
+        "reviews": f"{_RUN_PATH}/reviews",
         "events": f"{_RUN_PATH}/events",
     },
     "version": 1,
@@ -101,11 +114,24 @@ RUNNING_RUN: dict[str, Any] = {
     "version": 7,
     "started_at": "2026-01-01T00:00:00.120Z",
 }
+PAUSED_RUN: dict[str, Any] = {
+    **RUNNING_RUN,
+    "status": "paused",
+    "progress": {**_NO_PROGRESS, "total": 3, "succeeded": 2, "pending": 1},
+    "allowed_actions": ["cancel", "resume"],
+    "version": 9,
+}
+RETRIED_RUN: dict[str, Any] = {
+    **RUNNING_RUN,
+    "status": "queued",
+    "progress": {**_NO_PROGRESS, "total": 3, "succeeded": 1, "pending": 2},
+    "version": 10,
+}
 CANCELLED_RUN: dict[str, Any] = {
     **RUNNING_RUN,
     "status": "cancelled",
     "progress": {**_NO_PROGRESS, "total": 3, "succeeded": 1, "cancelled": 2},
-    "allowed_actions": ["delete"],
+    "allowed_actions": ["retry", "delete"],
     "version": 9,
     "finished_at": "2026-01-01T00:00:05.300Z",
 }
@@ -172,7 +198,26 @@ PLAN: dict[str, Any] = {
     "critical_path": ["0.1", "0.2"],
     "tasks": [{**TASK, "result": None}, _PENDING_TASK],
     "waves": [["0.1"], ["0.2"]],
+    "usage": {"llm_calls": 2, "tool_calls": 0, "input_tokens": 830, "output_tokens": 410, "cost_usd": None},
     "created_at": "2026-01-01T00:00:00.940Z",
+}
+REVIEW: dict[str, Any] = {
+    "id": REVIEW_ID,
+    "kind": "failure",
+    "task_key": "0.1",
+    "question": {
+        "task": {"key": "0.1", "description": "Explain what an event loop does"},
+        "error": {"kind": "empty_answer", "message": "The answer is empty.", "retryable": True},
+    },
+    "allowed_answers": ["retry", "skip", "replan", "supply", "fail"],
+    "answer": None,
+    "opened_at": "2026-01-01T00:00:04.100Z",
+    "answered_at": None,
+}
+ANSWERED_REVIEW: dict[str, Any] = {
+    **REVIEW,
+    "answer": REVIEW_ANSWERS["once more"],
+    "answered_at": "2026-01-01T00:03:12.480Z",
 }
 MERMAID = (
     'flowchart TD\n    t0["0.1: Explain what an event loop does"]:::succeeded\n    classDef succeeded fill:#c8e6c9\n'

@@ -14,17 +14,17 @@ from app.api.conditions import Wait
 from app.api.creation import KeyHeader, answer_made, key_of, make_once
 from app.api.openapi import answer, body, problems
 from app.api.pages import Paging
-from app.api.problems import Fault, Refused, refused_for
+from app.api.problems import Refused
 from app.api.reading import parse, read_object
 from app.api.schemas.answers import Goal, GoalPage, Run
-from app.api.schemas.requests import Budget, NewGoal, NewRun, Options
+from app.api.schemas.requests import NewGoal, NewRun
 from app.api.services import Tenant, Wired
 from app.api.showing import goal_of
+from app.api.terms import check_terms, taken_over
 from app.api.unbuilt import refuse_unbuilt
+from app.domain.generation import NewPlan
 from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
-from app.domain.status import Mode
-from app.settings import OFFLINE_MODEL, Settings
-from app.storage.changes import NewPlan
+from app.domain.status import Mode, Seat
 from app.storage.goals import create_goal, get_goal, list_goals
 from app.storage.runs import create_run, get_run
 
@@ -40,6 +40,8 @@ _BODY_PROBLEMS = (
     "unknown_field",
     "not_supported",
     "plan_invalid",
+    "invalid_schema",
+    "no_price",
     "invalid_idempotency_key",
     "idempotency_key_reused",
 )
@@ -84,7 +86,8 @@ async def create_new_goal(
     sent = await read_object(request)
     goal = parse(NewGoal, sent)
     refuse_unbuilt(goal)
-    _check_bounds(goal.options)
+    check_terms(goal.options, goal.budget, services.settings)
+    options = goal.options.model_dump()
     plan = None if goal.plan is None else new_plan(goal.plan)
 
     async def make(connection: AsyncConnection) -> RunId:
@@ -94,10 +97,10 @@ async def create_new_goal(
             tenant,
             goal_id,
             mode=Mode(goal.mode),
-            options=goal.options.model_dump(),
+            options=options,
             budget=goal.budget.model_dump(),
             metadata=goal.metadata,
-            model=_answering(goal.options, services.settings),
+            model=services.settings.model_for(Seat.EXECUTOR, options),
             plan=plan,
         )
 
@@ -170,19 +173,19 @@ async def run_goal_again(
 
     async def make(connection: AsyncConnection) -> RunId:
         before = await _earlier(connection, tenant, goal_id)
-        options = parse(Options, before.options | wanted.options.model_dump(exclude_unset=True))
-        budget = parse(Budget, before.budget | wanted.budget.model_dump(exclude_unset=True))
-        _check_bounds(options)
+        options, budget = taken_over(before.options, before.budget, wanted)
+        check_terms(options, budget, services.settings)
+        chosen = options.model_dump()
         given = wanted.model_fields_set
         return await create_run(
             connection,
             tenant,
             goal_id,
             mode=Mode(wanted.mode),
-            options=options.model_dump(),
+            options=chosen,
             budget=budget.model_dump(),
             metadata=wanted.metadata if "metadata" in given else before.metadata,
-            model=_answering(options, services.settings),
+            model=services.settings.model_for(Seat.EXECUTOR, chosen),
             plan=plan if "plan" in given else before.plan,
         )
 
@@ -214,14 +217,3 @@ async def _earlier(connection: AsyncConnection, tenant: TenantId, goal_id: GoalI
         metadata=newest.metadata,
         plan=await plan_again(connection, tenant, newest.id),
     )
-
-
-def _check_bounds(options: Options) -> None:
-    if options.min_tasks > options.max_tasks:
-        message = f"`min_tasks` ({options.min_tasks}) is more than `max_tasks` ({options.max_tasks})."
-        raise refused_for([Fault(code="out_of_range", message=message, pointer="/options/min_tasks")])
-
-
-def _answering(options: Options, settings: Settings) -> str:
-    """The name of what answers the run's tasks."""
-    return OFFLINE_MODEL if settings.offline else options.model or settings.llm_model

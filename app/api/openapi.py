@@ -26,6 +26,7 @@ TAGS = [
     {"name": "runs", "description": "Executions of goals."},
     {"name": "plans", "description": "What was planned for a run."},
     {"name": "tasks", "description": "What a run does."},
+    {"name": "reviews", "description": "What a run asks of a person."},
     {"name": "events", "description": "What happened to a run."},
     {"name": "health", "description": "Whether the service works."},
 ]

@@ -14,12 +14,11 @@ from app.api.pages import OptionalNumber, Paging
 from app.api.problems import Refused
 from app.api.runs import RunOfPath, require_run
 from app.api.schemas.answers import Plan, PlanPage
-from app.api.schemas.requests import MAX_PLAN_TASKS
 from app.api.services import Tenant, Wired
 from app.api.showing import plan_of
 from app.domain.ids import RunId, TenantId
 from app.domain.status import FINISHED
-from app.storage.plans import get_plan, list_plans
+from app.storage.plans import get_plan, list_plans, usage_by_generation
 from app.storage.records import PlanRecord, TaskRecord
 from app.storage.tasks import list_tasks
 
@@ -61,9 +60,10 @@ async def get_plan_of_run(
             await _refuse_missing(connection, tenant, run_id)
             raise Refused("plan_not_found", "The run has no plan of this generation.")
         tasks = await _tasks_of(connection, tenant, run_id, plan)
+        usage = await usage_by_generation(connection, tenant, run_id, [plan.generation])
     if format is PlanFormat.MERMAID:
         return Response(mermaid.flowchart(tasks), media_type=mermaid.MEDIA_TYPE)
-    return plan_of(plan, tasks)
+    return plan_of(plan, tasks, usage[plan.generation])
 
 
 @router.get(
@@ -84,13 +84,23 @@ async def list_plans_of_run(services: Wired, tenant: Tenant, run_id: RunOfPath, 
         found = await list_plans(connection, tenant, run_id, limit=paging.fetch, after=after)
         if not found:
             await require_run(connection, tenant, run_id)
-        whole = [(plan, await _tasks_of(connection, tenant, run_id, plan)) for plan in found]
-    return PlanPage(**paging.page(kind, whole, lambda one: int(one[0].generation), lambda one: plan_of(*one)))
+        usage = await usage_by_generation(connection, tenant, run_id, [plan.generation for plan in found])
+        shown = [
+            plan_of(plan, await _tasks_of(connection, tenant, run_id, plan), usage[plan.generation]) for plan in found
+        ]
+    return PlanPage(**paging.page(kind, shown, lambda plan: plan.generation, lambda plan: plan))
 
 
 async def _tasks_of(connection: AsyncConnection, tenant: TenantId, run_id: RunId, plan: PlanRecord) -> list[TaskRecord]:
+    """What the generation added and what it carries, in plan order."""
     return await list_tasks(
-        connection, tenant, run_id, limit=MAX_PLAN_TASKS, generation=plan.generation, with_results=False
+        connection,
+        tenant,
+        run_id,
+        limit=len(plan.added) + len(plan.carried),
+        generation=plan.generation,
+        keys=plan.carried,
+        with_results=False,
     )
 
 

@@ -24,11 +24,14 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "goal_not_found": (404, "There is no such goal"),
     "run_not_found": (404, "There is no such run"),
     "task_not_found": (404, "The run has no such task"),
+    "review_not_found": (404, "The run has no such review"),
     "plan_not_found": (404, "The run has no such plan"),
     "plan_not_ready": (404, "The run has no plan yet"),
     "method_not_allowed": (405, "The resource does not take this method"),
     "invalid_transition": (409, "The run's status does not allow this"),
     "run_not_finished": (409, "The run is not finished"),
+    "already_answered": (409, "The review has its answer"),
+    "review_closed": (409, "Nobody waits for an answer any more"),
     "idempotency_in_progress": (409, "A request with this Idempotency-Key is being worked on"),
     "run_deleted": (410, "The run made with this Idempotency-Key was deleted"),
     "body_too_large": (413, "The body is too large"),
@@ -38,6 +41,11 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "not_supported": (422, "This is not built yet"),
     "context_too_large": (422, "The context is too large"),
     "plan_invalid": (422, "The plan cannot be walked"),
+    "invalid_schema": (422, "An output schema is not usable"),
+    "no_price": (422, "The cost of a model is not known"),
+    "budget_too_small": (422, "The budget is used up already"),
+    "not_allowed": (422, "The review does not take this decision"),
+    "output_schema_mismatch": (422, "The result does not match its output schema"),
     "invalid_cursor": (422, "The cursor is not one of this list"),
     "invalid_idempotency_key": (422, "The Idempotency-Key is not usable"),
     "idempotency_key_reused": (422, "The Idempotency-Key was used for another request"),
@@ -46,6 +54,8 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "draining": (503, "The service is shutting down"),
 }
 
+_OF_FAULTS = PROBLEMS.keys() - {"not_allowed"}
+"""What a fault may give its name to; a value that a field does not take is an `invalid_request`."""
 _BY_STATUS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 MAX_ERRORS = 1_000
 """How many entries `errors` lists; `detail` gives their number."""
@@ -96,11 +106,11 @@ class Refused(PlanwaveError):
 
 
 def refused_for(faults: list[Fault]) -> Refused:
-    """The 422 for these faults: under their own code when they share one that the table knows."""
+    """The 422 for these faults: under their own code when they share one that says enough by itself."""
     codes = {fault.code for fault in faults}
     code = codes.pop() if len(codes) == 1 else "invalid_request"
     detail = faults[0].message if len(faults) == 1 else f"{len(faults)} things are wrong; `errors` lists them."
-    return Refused(code if code in PROBLEMS else "invalid_request", detail, errors=faults)
+    return Refused(code if code in _OF_FAULTS else "invalid_request", detail, errors=faults)
 
 
 def problem(scope: Scope, refused: Refused) -> Response:

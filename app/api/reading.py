@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.problems import Fault, Refused, refused_for
@@ -26,6 +26,8 @@ _CODES = {
     "missing": "missing",
     "extra_forbidden": "unknown_field",
     "literal_error": "not_allowed",
+    "union_tag_not_found": "missing",
+    "union_tag_invalid": "not_allowed",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "string_too_short": "too_short",
@@ -34,6 +36,7 @@ _CODES = {
     "too_long": "too_many",
     "blank": "blank",
     "context_too_large": "context_too_large",
+    "invalid_schema": "invalid_schema",
 }
 """Our codes for pydantic's and our own error types; of the rest, what ends in `_type` is a `wrong_type`."""
 
@@ -64,7 +67,9 @@ def parse(model: type[Model], value: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as error:
-        raise refused_for([_fault(found) for found in error.errors(include_url=False)]) from None
+        # What is wrong in one of several bodies begins with the name of that body, which is no place in what was sent.
+        inner = int(issubclass(model, RootModel))
+        raise refused_for([_fault(found, found["loc"][inner:]) for found in error.errors(include_url=False)]) from None
 
 
 def pointer(*path: str | int) -> str:
@@ -184,9 +189,16 @@ def _unstorable(value: Any, at: str) -> Iterator[Fault]:
             pass
 
 
-def _fault(found: ErrorDetails) -> Fault:
+def _fault(found: ErrorDetails, at: tuple[int | str, ...]) -> Fault:
     kind = found["type"]
-    path = [step for step in found["loc"] if step != "[key]"]
+    path = [step for step in at if step != "[key]"]
     code = _CODES.get(kind) or ("wrong_type" if kind.endswith("_type") else "invalid_value")
-    message = "There is no such field." if code == "unknown_field" else found["msg"]
+    message = found["msg"]
+    if code == "unknown_field":
+        message = "There is no such field here."
+    elif kind.startswith("union_tag"):
+        # Of the field that tells several bodies apart; the library's words would repeat whatever was sent in it.
+        context = found["ctx"]
+        path.append(context["discriminator"].strip("'"))
+        message = f"Input should be one of {context['expected_tags']}" if code == "not_allowed" else "Field required"
     return Fault(code=code, message=message, pointer=pointer(*path))

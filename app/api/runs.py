@@ -1,4 +1,4 @@
-"""Routes on runs: read, listed, cancelled, deleted."""
+"""Routes on runs: read, listed, deleted."""
 
 import re
 from collections.abc import Callable
@@ -21,8 +21,9 @@ from app.api.showing import allowed_actions, run_of, run_with_tasks_of
 from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
 from app.domain.status import FINISHED, RunStatus
 from app.domain.text import is_storable
+from app.storage.plans import get_plan
 from app.storage.records import RunRecord, TaskRecord
-from app.storage.runs import RunFilter, delete_run, get_run, get_version, list_runs, request_cancel
+from app.storage.runs import RunFilter, delete_run, get_run, get_version, list_runs
 from app.storage.tasks import list_tasks
 
 router = APIRouter(tags=["runs"])
@@ -158,7 +159,8 @@ async def get_one_run(
     wait: Wait,
     if_none_match: IfNoneMatch = None,
     include: Annotated[
-        list[Include], Query(default_factory=list, description="`tasks`: those of the newest generation, at most 500.")
+        list[Include],
+        Query(default_factory=list, description="`tasks`: the newest generation and what it carries, at most 500."),
     ],
 ) -> RunWithTasks | Run | Response:
     """Made for polling: with `If-None-Match` an unchanged run costs one small read.
@@ -187,35 +189,6 @@ async def get_one_run(
     return run_with_tasks_of(run, tasks, most=_MAX_TASKS_SHOWN) if with_tasks else run_of(run)
 
 
-@router.post(
-    "/runs/{run_id}/cancel",
-    operation_id="cancelRun",
-    summary="Ask a run to end",
-    status_code=202,
-    response_description="The run, which ends within about a second.",
-    responses={
-        202: answer("The run, which is or will be cancelled.", examples.CANCELLED_RUN),
-        200: {"model": Run, **answer("It was cancelled, or asked to, before.", examples.CANCELLED_RUN)},
-        **problems("run_not_found", "invalid_transition"),
-    },
-)
-async def cancel_run(response: Response, services: Wired, tenant: Tenant, run_id: RunOfPath) -> Run:
-    """A run that no worker holds is cancelled at once; otherwise its worker cuts the calls in flight and ends it."""
-    async with services.database.write() as connection:
-        outcome = await request_cancel(connection, tenant, run_id)
-        if outcome is None:
-            raise no_such_run()
-        run, moved = outcome
-        if moved:
-            await services.database.announce(connection, run_id)
-    if not moved:
-        if run.status in FINISHED and run.status is not RunStatus.CANCELLED:
-            detail = f"The run is {run.status}: it cannot be cancelled any more."
-            raise Refused("invalid_transition", detail, allowed_actions=allowed_actions(run))
-        response.status_code = 200
-    return run_of(run)
-
-
 @router.delete(
     "/runs/{run_id}",
     operation_id="deleteRun",
@@ -239,12 +212,14 @@ async def delete_one_run(services: Wired, tenant: Tenant, run_id: RunOfPath) -> 
 async def _newest_tasks(connection: AsyncConnection, run: RunRecord) -> list[TaskRecord]:
     if run.generation is None:
         return []
+    plan = await get_plan(connection, run.tenant_id, run.id, run.generation) if run.generation else None
     return await list_tasks(
         connection,
         run.tenant_id,
         run.id,
         limit=_MAX_TASKS_SHOWN + 1,
         generation=run.generation,
+        keys=() if plan is None else plan.carried,
         with_results=False,
     )
 

@@ -4,9 +4,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from app.api.schemas.answers import Attempt, AttemptError, Event, Goal, Links, Plan, Run, RunWithTasks, Task, Usage
-from app.domain.status import FINISHED, StopRequest
-from app.storage.records import AttemptRecord, EventRecord, GoalRecord, PlanRecord, RunRecord, TaskRecord
+from app.api.schemas.answers import (
+    Attempt,
+    AttemptError,
+    Event,
+    Goal,
+    Links,
+    Plan,
+    Review,
+    Run,
+    RunWithTasks,
+    Task,
+    Usage,
+)
+from app.domain.status import FINISHED, RunStatus, StopRequest
+from app.storage.records import (
+    AttemptRecord,
+    EventRecord,
+    GoalRecord,
+    PlanRecord,
+    ReviewRecord,
+    RunRecord,
+    TaskRecord,
+    UsageRecord,
+)
+
+_NANO = 1_000_000_000
 
 
 def goal_of(record: GoalRecord) -> Goal:
@@ -28,8 +51,11 @@ def run_with_tasks_of(record: RunRecord, tasks: Sequence[TaskRecord], *, most: i
 def allowed_actions(record: RunRecord) -> list[str]:
     """What a client may do with the run as it is."""
     if record.status in FINISHED:
-        return ["delete"]
-    return [] if record.stop_requested == StopRequest.CANCEL else ["cancel"]
+        return ["delete"] if record.status is RunStatus.SUCCEEDED else ["retry", "delete"]
+    if record.stop_requested is StopRequest.CANCEL:
+        return []
+    stops = record.status is RunStatus.PAUSED or record.stop_requested is StopRequest.PAUSE
+    return ["cancel", "resume"] if stops else ["cancel", "pause"]
 
 
 def task_of(record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None) -> Task:
@@ -40,8 +66,8 @@ def task_of(record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None)
     return task.model_copy(update={"attempts": [_attempt_of(attempt) for attempt in attempts]})
 
 
-def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord]) -> Plan:
-    """The generation with its tasks."""
+def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord], usage: UsageRecord) -> Plan:
+    """The generation with its tasks, and what was used while it was the newest."""
     waves: dict[int, list[str]] = {}
     for task in tasks:
         waves.setdefault(task.wave, []).append(task.key)
@@ -56,8 +82,16 @@ def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord]) -> Plan:
         critical_path=list(record.critical_path),
         tasks=[task_of(task) for task in tasks],
         waves=[waves[wave] for wave in sorted(waves)],
+        usage=_usage_of(usage, 0),
         created_at=record.created_at,
     )
+
+
+def review_of(record: ReviewRecord) -> Review:
+    """The review as shown."""
+    review = Review.model_validate(record)
+    withdrawn = record.closed_at is not None and record.answered_at is None
+    return review.model_copy(update={"allowed_answers": []}) if withdrawn else review
 
 
 def event_of(record: EventRecord, run_id: UUID) -> Event:
@@ -90,13 +124,14 @@ def _run_fields(record: RunRecord) -> Mapping[str, Any]:
         "options": record.options,
         "metadata": record.metadata,
         "model": record.model,
-        "open_reviews": 0,
+        "open_reviews": record.open_reviews,
         "allowed_actions": allowed_actions(record),
         "links": Links(
             self=path,
             goal=f"/goals/{record.goal_id}",
             plan=f"{path}/plan",
             tasks=f"{path}/tasks",
+            reviews=f"{path}/reviews",
             events=f"{path}/events",
         ),
         "version": record.version,
@@ -106,13 +141,13 @@ def _run_fields(record: RunRecord) -> Mapping[str, Any]:
     }
 
 
-def _usage_of(record: RunRecord | AttemptRecord, tool_calls: int) -> Usage:
+def _usage_of(record: RunRecord | AttemptRecord | UsageRecord, tool_calls: int) -> Usage:
     return Usage(
         llm_calls=record.llm_calls,
         tool_calls=tool_calls,
         input_tokens=record.input_tokens,
         output_tokens=record.output_tokens,
-        cost_usd=None,
+        cost_usd=None if record.cost_nano_usd is None else record.cost_nano_usd / _NANO,
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from app.api.problems import Fault, refused_for
 from app.api.reading import pointer
-from app.api.schemas.requests import Budget, ClientTask, NewGoal, Options
+from app.api.schemas.requests import ClientTask, NewGoal, Options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +36,9 @@ class Unbuilt:
 
 UNBUILT = (
     Unbuilt(body=Options, field="max_steps", accepted=(20,)),
-    Unbuilt(body=Options, field="on_failure", accepted=("auto", "fail")),
-    Unbuilt(body=Options, field="max_replans", accepted=(2,)),
-    Unbuilt(body=Options, field="on_exhausted", accepted=("fail",)),
     Unbuilt(body=Options, field="tools", accepted=([],)),
-    Unbuilt(body=Options, field="approval", accepted=("none",)),
-    Unbuilt(body=Options, field="output_schema", accepted=(None,)),
-    Unbuilt(body=Budget, field="max_tokens", accepted=(None,)),
-    Unbuilt(body=Budget, field="max_llm_calls", accepted=(None,)),
-    Unbuilt(body=Budget, field="max_tool_calls", accepted=(None,)),
-    Unbuilt(body=Budget, field="max_seconds", accepted=(None,)),
-    Unbuilt(body=Budget, field="max_cost_usd", accepted=(None,)),
-    Unbuilt(body=ClientTask, field="critical", accepted=(True,)),
+    Unbuilt(body=Options, field="approval", accepted=("none", "plan")),
     Unbuilt(body=ClientTask, field="tools", accepted=([],)),
-    Unbuilt(body=ClientTask, field="output_schema", accepted=(None,)),
     Unbuilt(body=NewGoal, field="webhook_url", accepted=(None,)),
 )
 

@@ -30,6 +30,10 @@ _MARKS = {
     "cancelled": ("⊘", "dim"),
     "superseded": ("⊘", "dim"),
 }
+_STANDS_STILL = {
+    "awaiting_review": "waits for a person: answer at /runs/{id}/reviews",
+    "paused": "goes on after POST /runs/{id}/resume",
+}
 _SETTLED = {"succeeded", "failed", "skipped", "cancelled", "superseded"}
 _LINES_AROUND_ROWS = 8
 _RUNNING_ROWS = 8
@@ -88,8 +92,10 @@ class PlainLines:
             return
         planned = self._run_status in {"", "queued", "planning"} and run["status"] not in FINISHED
         self._run_status = run["status"]
-        size = f"  {_size(run)}" if planned else ""
-        typer.echo(f"run {one_line(run['id'])}  {run['status']}{size}".rstrip())
+        more = [_size(run)] if planned else []
+        if run["status"] in _STANDS_STILL:
+            more.append(_what_it_waits_for(run))
+        typer.echo("  ".join([f"run {one_line(run['id'])}", run["status"], *filter(None, more)]))
 
     def _show_task(self, task: Json) -> None:
         status, key = task["status"], task["key"]
@@ -208,6 +214,8 @@ class LiveTable:
             return Text(f"{status} after {_spent(run, since='created_at')}  {_size(run)}", style="dim")
         if status == "planning":
             said = "A plan is being drawn"
+        elif status in _STANDS_STILL:
+            said = _what_it_waits_for(run)
         elif tasks and all(task["status"] in _SETTLED for task in tasks):
             said = "The answer is being written"
         else:
@@ -224,6 +232,10 @@ def _size(run: Json) -> str:
         return ""
     total, waves = run["progress"]["total"], max(task["wave"] for task in tasks)
     return f"{total} task{'s' * (total != 1)} in {waves} wave{'s' * (waves != 1)}"
+
+
+def _what_it_waits_for(run: Json) -> str:
+    return _STANDS_STILL[run["status"]].format(id=one_line(run["id"]))
 
 
 def _wave(task: Json) -> int:

@@ -76,11 +76,15 @@ class AuthFailed(CallRefused):
 
 
 class SpoiledAnswer(ModelError):
-    """Empty, cut off or shaped wrongly: the model may do better when asked again. `usage` was spent all the same."""
+    """Empty, cut off or shaped wrongly: the model may do better when asked again. `usage` was spent all the same.
 
-    def __init__(self, message: str, *, kind: str, usage: Usage | None = None) -> None:
+    `content` is what came of an answer that was cut off at a length limit.
+    """
+
+    def __init__(self, message: str, *, kind: str, usage: Usage | None = None, content: str = "") -> None:
         super().__init__(message, kind=kind)
         self.usage = usage or Usage()
+        self.content = content
 
 
 class ModelDeclined(SpoiledAnswer):

@@ -10,10 +10,11 @@ MAX_TRANSPORT_TRIES = 8
 """How often one call is sent before its endpoint counts as away."""
 
 MAX_REASKS = 2
-"""How often planner and synthesizer are asked again after an answer that cannot be used."""
+"""How often planner, recovery and synthesizer are asked again after an answer that cannot be used."""
 
 _MAX_MESSAGE_CHARACTERS = 2_000
-_MAX_WAIT_SECONDS = 86_400.0
+MAX_WAIT_SECONDS = 86_400.0
+"""However long an endpoint asks us to wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,4 +64,4 @@ class Backoff:
         bound: float = min(self.cap_seconds, self.base_seconds * 2 ** min(tries - 1, 60))
         if retry_after_seconds is None or not math.isfinite(retry_after_seconds) or retry_after_seconds < 0:
             return chance * bound
-        return max(min(retry_after_seconds, _MAX_WAIT_SECONDS) + chance * self.base_seconds, chance * bound)
+        return max(min(retry_after_seconds, MAX_WAIT_SECONDS) + chance * self.base_seconds, chance * bound)

@@ -2,8 +2,11 @@
 
 import graphlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from app.domain.plan import PlannedTask, PlanProblem
+
+Key = TypeVar("Key", bound=str)
 
 MAX_ID_CHARACTERS = 200
 _MAX_CYCLES = 20  # each costs a pass over what is left; nobody mends more than these at a time
@@ -35,7 +38,7 @@ def is_valid_id(task_id: str) -> bool:
     )
 
 
-def depths(dependencies: Mapping[str, Iterable[str]], known: Mapping[str, int] | None = None) -> dict[str, int]:
+def depths(dependencies: Mapping[Key, Iterable[Key]], known: Mapping[Key, int] | None = None) -> dict[Key, int]:
     """The wave of each task: 1 + the longest path of dependencies before it. `known` holds waves of earlier tasks."""
     waves = dict(known or {})
     for task_id in _order(dependencies):
@@ -43,7 +46,7 @@ def depths(dependencies: Mapping[str, Iterable[str]], known: Mapping[str, int] |
     return {task_id: waves[task_id] for task_id in dependencies}
 
 
-def critical_path(dependencies: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def critical_path(dependencies: Mapping[Key, Sequence[Key]]) -> tuple[Key, ...]:
     """The longest chain of these tasks, by count; among equals the one that the plan names first."""
     inside = {i: [d for d in deps if d in dependencies] for i, deps in dependencies.items()}
     waves = depths(inside)
@@ -56,7 +59,7 @@ def critical_path(dependencies: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(reversed(path))
 
 
-def _order(dependencies: Mapping[str, Iterable[str]]) -> list[str]:
+def _order(dependencies: Mapping[Key, Iterable[Key]]) -> list[Key]:
     # graphlib makes a node of every name it meets: keep those that are tasks of this plan.
     return [i for i in graphlib.TopologicalSorter(dependencies).static_order() if i in dependencies]
 

@@ -27,6 +27,9 @@ class RunStatus(StrEnum):
 CLAIMABLE = (RunStatus.QUEUED, RunStatus.PLANNING, RunStatus.RUNNING)
 """A worker may take a run in one of these once its `ready_at` has come."""
 
+ACTIVE = (RunStatus.PLANNING, RunStatus.RUNNING)
+"""The time that `max_seconds` bounds."""
+
 FINISHED = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED)
 
 
@@ -106,7 +109,70 @@ class Seat(StrEnum):
 class PlanReason(StrEnum):
     """Why a generation was drawn."""
 
+    # The planner drew the first one.
     INITIAL = "initial"
+    # A client drew it.
     CLIENT = "client"
+    # Recovery drew it in place of what failed.
     TASK_FAILED = "task_failed"
+    # Drawn in the words of a person who has answered a review.
     REQUESTED = "requested"
+
+
+class OnFailure(StrEnum):
+    """What becomes of a task whose attempts are used up."""
+
+    AUTO = "auto"
+    RETRY = "retry"
+    SKIP = "skip"
+    REPLAN = "replan"
+    FAIL = "fail"
+    REVIEW = "review"
+
+
+class OnExhausted(StrEnum):
+    """What follows when the means against a failure are used up."""
+
+    FAIL = "fail"
+    REVIEW = "review"
+
+
+class Approval(StrEnum):
+    """What a person is asked before it is done."""
+
+    NONE = "none"
+    PLAN = "plan"
+    TOOLS = "tools"
+    PLAN_AND_TOOLS = "plan_and_tools"
+
+
+class ReviewKind(StrEnum):
+    """What a run asks of a person."""
+
+    # May this plan be walked?
+    PLAN = "plan"
+    # What is to become of this failed task?
+    FAILURE = "failure"
+    # May this tool be called?
+    TOOL_CALL = "tool_call"
+
+
+class Decision(StrEnum):
+    """A person's answer to a review."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    EDIT = "edit"
+    RETRY = "retry"
+    SKIP = "skip"
+    REPLAN = "replan"
+    SUPPLY = "supply"
+    FAIL = "fail"
+
+
+class Strategy(StrEnum):
+    """What the recovery seat can choose for a failed task."""
+
+    RETRY = "retry"
+    SKIP = "skip"
+    REPLAN = "replan"

@@ -1,73 +1,19 @@
-"""The walk: which task starts when, and when a run is over. A pure state machine over one run.
+"""The walk: which task starts when, what follows a failure, and when a run is over. A pure state machine over one run.
 
 It is built from stored rows, so that a fresh run and a resumed one are the same thing; it is told what happened, and
 answers with what to do next. It reads no clock and does no I/O. Each input costs O(log tasks + dependents), never a
-scan of all tasks. Times are integer milliseconds.
+scan of all tasks; only a new generation does. Times are integer milliseconds.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.domain.failures import RunError
 from app.domain.ids import TaskKey
+from app.domain.recovery import AskRecovery, Means, Policy, Question, Recovery, Remedy
 from app.domain.status import Mode, RunStatus, TaskStatus
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WalkTask:
-    """What the walk must know of a task. `due_at` is when a task that waits for a retry may start again."""
-
-    key: TaskKey
-    position: int
-    depends_on: tuple[TaskKey, ...] = ()
-    status: TaskStatus = TaskStatus.PENDING
-    due_at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DrawPlan:
-    """Ask the planner."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartTasks:
-    """Start these, in this order."""
-
-    keys: Sequence[TaskKey]
-
-
-@dataclass(frozen=True, slots=True)
-class Synthesize:
-    """Ask the synthesizer: every task is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class CutCalls:
-    """Close what is in flight: nobody wants the answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The run is over, nothing is in flight: write its end."""
-
-    status: RunStatus
-    error: RunError | None = None
-
-
-Step = DrawPlan | StartTasks | Synthesize | CutCalls | Finish
-
-
-@dataclass(slots=True)
-class _Question:
-    """A call that the run as a whole waits for: the plan, or the synthesis."""
-
-    needed: bool
-    asked: bool = False
-    due_at: int | None = None
-
-    def is_due(self, now: int) -> bool:
-        return self.needed and not self.asked and (self.due_at is None or self.due_at <= now)
+from app.domain.steps import Admit, Call, CutCalls, DrawPlan, Finish, Park, StartTasks, Step, Synthesize, WalkTask
 
 
 @dataclass(slots=True)
@@ -80,10 +26,20 @@ class _Tasks:
     waits_for: dict[TaskKey, int] = field(default_factory=dict)
     counts: dict[TaskStatus, int] = field(default_factory=lambda: dict.fromkeys(TaskStatus, 0))
     unfinished: int = 0
+    optional: set[TaskKey] = field(default_factory=set)
+    """Not critical: skipped without asking."""
+    reworded: set[TaskKey] = field(default_factory=set)
+    held: set[TaskKey] = field(default_factory=set)
 
 
 _DONE = (TaskStatus.SUCCEEDED, TaskStatus.SKIPPED)
 _FINISHED = (*_DONE, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED)
+_DEAD = (TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED)
+_WAITING = (TaskStatus.PENDING, TaskStatus.RETRYING)
+
+
+def _admit_all(call: Call) -> bool:
+    return True
 
 
 class Walk:
@@ -99,8 +55,9 @@ class Walk:
         mode: Mode = Mode.EXECUTE,
         max_parallel: int,
         synthesize: bool = True,
+        policy: Policy | None = None,
+        replans: int = 0,
         tasks: Iterable[WalkTask] | None = None,
-        error: RunError | None = None,
     ) -> None:
         self._mode = mode
         self._max_parallel = max_parallel
@@ -109,115 +66,248 @@ class Walk:
         self._ready: list[tuple[int, TaskKey]] = []  # by plan order
         self._retries: list[tuple[int, int, TaskKey]] = []  # by time, then plan order
         self._in_flight: set[TaskKey] = set()
-        self._plan = _Question(needed=tasks is None)
-        self._synthesis = _Question(needed=False)
-        self._error = error
+        self._plan: Question | None = None
+        self._synthesis: Question | None = None
+        self._recovery = Recovery(policy or Policy(), replans=replans)
+        self._reviews: set[Hashable] = set()
+        self._error: RunError | None = None
+        self._cuts = False
         self._cancelled = False
-        self._finished = False
-        if tasks is not None:
+        self._pausing = False
+        self._over = False
+        if tasks is None:
+            self._plan = Question()
+        else:
             self._add(tasks)
 
-    # What happened.
+    # What happened to the run.
 
-    def plan_accepted(self, tasks: Iterable[WalkTask]) -> None:
-        """A plan is drawn and about to be stored."""
-        self._plan = _Question(needed=False)
+    def plan_accepted(self, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey] = ()) -> None:
+        """A plan is drawn, in place of one that was turned down where that is `superseded`, and about to be stored."""
+        self._plan = None
+        self._supersede(superseded)
         self._add(tasks)
 
     def plan_asked_again(self, due_at: int | None = None) -> None:
-        """The last planning call gave no plan; the next may be sent from `due_at` on."""
-        self._plan = _Question(needed=True, due_at=due_at)
+        """The last planning call gave no plan, or a person wants another; the next may be sent from `due_at` on."""
+        self._plan = Question(due_at=due_at)
 
     def synthesis_asked_again(self, due_at: int | None = None) -> None:
         """The last synthesis call gave no result; the next may be sent from `due_at` on."""
-        self._synthesis = _Question(needed=True, due_at=due_at)
+        self._synthesis = Question(due_at=due_at)
 
     def synthesized(self) -> None:
         """The run's result is there."""
-        self._synthesis = _Question(needed=False)
+        self._synthesis = None
+        self._wants_synthesis = False
+
+    def give_up(self, error: RunError, *, cut: bool = False) -> None:
+        """The run cannot reach its goal. The first reason stands; `cut` what is in flight, or let it finish."""
+        self._error = self._error or error
+        self._cuts = self._cuts or cut
+
+    def cancel(self) -> None:
+        """A client wants no more of this run."""
+        self._cancelled = True
+
+    def pause(self, wanted: bool = True) -> None:
+        """A client wants the run to stand still once what is in flight has come back, or no longer."""
+        self._pausing = wanted
+
+    def go_on(self) -> None:
+        """A `Park` was not carried out: something has happened meanwhile."""
+        self._over = False
+
+    def call_cut(self, call: Call) -> None:
+        """A call in flight is closed without an answer."""
+        match call:
+            case DrawPlan():
+                self._plan = Question()
+            case Synthesize():
+                self._synthesis = Question()
+            case AskRecovery():
+                self._recovery.asked_again(call, None)
+            case _:
+                self._in_flight.discard(call)
+
+    # What happened to a task.
 
     def succeeded(self, key: TaskKey) -> None:
         """The task has its result; what waited only for it is ready."""
         self._move(key, TaskStatus.SUCCEEDED)
         self._release(key)
-        self._note_if_complete()
+
+    def skipped(self, key: TaskKey) -> None:
+        """The task is left out; what waited only for it is ready."""
+        self._move(key, TaskStatus.SKIPPED)
+        self._release(key)
 
     def retry_at(self, key: TaskKey, due_at: int) -> None:
         """The task came to nothing and may start again from `due_at` on; meanwhile its place is free."""
         self._move(key, TaskStatus.RETRYING)
         heapq.heappush(self._retries, (due_at, self._tasks.position[key], key))
 
-    def failed(self, key: TaskKey, error: RunError) -> None:
+    def failed(self, key: TaskKey, now: int) -> Remedy:
+        """The task's attempts are used up, or it failed for good; what comes of it, which the caller carries out."""
+        self._move(key, TaskStatus.FAILED)
+        tasks = self._tasks
+        return self._recovery.failed(key, critical=key not in tasks.optional, reworded=key in tasks.reworded, now=now)
+
+    def failed_for_good(self, key: TaskKey, error: RunError) -> None:
         """The task is given up, and the run with it: what is in flight may finish, nothing else starts."""
         self._move(key, TaskStatus.FAILED)
         self.give_up(error)
 
-    def give_up(self, error: RunError) -> None:
-        """The run cannot reach its goal. The first reason stands."""
-        self._error = self._error or error
+    # What the recovery seat said.
 
-    def cancel(self) -> None:
-        """A client wants no more of this run."""
-        self._cancelled = True
+    def recovery_asked_again(self, step: AskRecovery, due_at: int | None = None) -> None:
+        """The last call gave no answer that can be used; the next may be sent from `due_at` on."""
+        self._recovery.asked_again(step, due_at)
 
-    def call_cut(self, key: TaskKey | None) -> None:
-        """A call in flight, of this task or of the run as a whole, is closed without an answer."""
-        if key is None:
-            self._plan.asked = self._synthesis.asked = False
-        else:
-            self._in_flight.discard(key)
+    def recovery_resumed(self, key: TaskKey, due_at: int | None) -> None:
+        """Before this worker, the last call about this task failed; the next may be sent from `due_at` on."""
+        self._recovery.resumed(key, due_at)
+
+    def recovery_spoiled(self, step: AskRecovery, *, again: bool) -> Mapping[TaskKey, Remedy]:
+        """No usable answer came (`again`: another call might give one); what comes of the tasks it was about."""
+        return self._recovery.spoiled(step, again=again)
+
+    def retry_chosen(self, step: AskRecovery, now: int) -> Remedy:
+        """The answer rewords the task, which starts again unless it was reworded before."""
+        remedy = self._recovery.retry_chosen(step, reworded=step.key in self._tasks.reworded)
+        if remedy.means is Means.ASK:
+            self._tasks.reworded.add(step.key)
+            self.retry_at(step.key, now)
+        return remedy
+
+    def skip_chosen(self, step: AskRecovery) -> None:
+        """The answer leaves the task out."""
+        self._recovery.skip_chosen(step)
+        self.skipped(step.key)
+
+    def replan_chosen(self, step: AskRecovery) -> Remedy | None:
+        """The answer is a new plan: None when it can be taken (`replanned` follows), or what comes of the task."""
+        return None if self._recovery.may_replan(step) else self._recovery.replan_refused(step)
+
+    def replanned(self, step: AskRecovery, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey]) -> None:
+        """A new generation stands in for what failed; it is about to be stored."""
+        self._recovery.replanned(step)
+        self._supersede(superseded)
+        self._add(tasks)
+
+    # What a person said.
+
+    def review_opened(self, review: Hashable, key: TaskKey | None = None) -> None:
+        """A person is asked, about this task where it is one; only what depends on the answer waits for it."""
+        self._reviews.add(review)
+        if key is not None:
+            self._move(key, TaskStatus.AWAITING_REVIEW)
+
+    def review_answered(self, review: Hashable) -> None:
+        """A person has answered; what the answer means is told by itself."""
+        self._reviews.discard(review)
+
+    def approved(self, keys: Iterable[TaskKey]) -> None:
+        """These tasks need not be held any longer."""
+        for key in keys:
+            self._tasks.held.discard(key)
+            if self._tasks.status[key] is TaskStatus.PENDING:
+                self._start_if_ready(key)
+
+    def replace_held(self, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey]) -> None:
+        """A person's own plan stands in for one that was held."""
+        self._supersede(superseded)
+        self._add(tasks)
+
+    def answered_retry(self, key: TaskKey) -> None:
+        """The task that waited for a person may start again."""
+        self._tasks.reworded.discard(key)
+        heapq.heappush(self._ready, (self._tasks.position[key], key))
+
+    def answered_replan(
+        self, keys: Sequence[TaskKey], instructions: str | None = None, *, replaces: Sequence[TaskKey] = ()
+    ) -> None:
+        """A person wants a new plan in place of these failed tasks, and of these which have not started."""
+        for key in keys:
+            self._move(key, TaskStatus.FAILED)
+        self._recovery.requested(keys, instructions, replaces)
 
     # What to do.
 
-    def next(self, now: int, places: int) -> list[Step]:
-        """What to do now, with room for `places` more calls. Starts that it names count as in flight from here on."""
-        if self._finished:
+    def next(self, now: int, places: int, admit: Admit = _admit_all) -> list[Step]:
+        """What to do now, with room for `places` more calls. What it names counts as in flight from here on.
+
+        Where `admit` refuses a call, it and all that come behind it in its line wait.
+        """
+        if self._over:
             return []
-        if self._cancelled:
-            return [CutCalls()] if self.in_flight else [self._finish(RunStatus.CANCELLED)]
-        if self._error is not None:
-            return [] if self.in_flight else [self._finish(RunStatus.FAILED, self._error)]
-        if self._plan.needed:
-            return self._ask(self._plan, DrawPlan(), now, places)
-        if self._mode is Mode.PLAN_ONLY or self._complete:
-            if self._synthesis.needed:
-                return self._ask(self._synthesis, Synthesize(), now, places)
+        if self._cancelled or self._error is not None or self._pausing:
+            return self._stop()
+        if self._plan is not None:
+            return self._ask(self._plan, DrawPlan(), now, places, admit)
+        if self._mode is Mode.PLAN_ONLY:
             return [self._finish(RunStatus.SUCCEEDED)]
-        keys = self._take(now, places)
-        return [StartTasks(keys)] if keys else []
+        if self._complete:
+            return self._end(now, places, admit)
+        return self._go(now, places, admit)
 
     def wanted(self, now: int) -> int:
         """How many calls the run would start now if there were places without end."""
-        if self._finished or self._cancelled or self._error is not None:
+        if self._over or self._cancelled or self._error is not None or self._pausing:
             return 0
-        if self._plan.needed:
+        if self._plan is not None:
             return int(self._plan.is_due(now))
         if self._mode is Mode.PLAN_ONLY:
             return 0
         if self._complete:
-            return int(self._synthesis.is_due(now))
-        self._promote(now)
-        return max(0, min(len(self._ready), self._max_parallel - len(self._in_flight)))
+            synthesis = self._synthesis or (Question() if self._needs_synthesis else None)
+            return int(synthesis is not None and synthesis.is_due(now))
+        return self._recovery.wanted(now) + self._startable(now)
 
     @property
     def in_flight(self) -> int:
         """Calls that are under way."""
-        return len(self._in_flight) + self._plan.asked + self._synthesis.asked
+        of_run = sum(question is not None and question.asked for question in (self._plan, self._synthesis))
+        return len(self._in_flight) + of_run + self._recovery.in_flight
 
     @property
     def wake_at(self) -> int | None:
         """When to ask `next` again though nothing has happened; None when only an answer can change anything."""
-        if self._finished or self._cancelled or self._error is not None:
+        if self._over or self._cancelled or self._error is not None or self._pausing:
             return None
         for question in (self._plan, self._synthesis):
-            if question.needed and not question.asked:
+            if question is not None and not question.asked:
                 return question.due_at
-        return self._retries[0][0] if self._retries else None
+        retry = self._retries[0][0] if self._retries else None
+        return min((at for at in (retry, self._recovery.wake_at) if at is not None), default=None)
 
     @property
     def has_plan(self) -> bool:
-        """Whether there are tasks."""
-        return not self._plan.needed
+        """Whether there is a plan to walk, drawn and not turned down."""
+        return self._plan is None
+
+    @property
+    def is_giving_up(self) -> bool:
+        """Whether the run has an error, and only waits for what is in flight."""
+        return self._error is not None
+
+    @property
+    def replans(self) -> int:
+        """How many replans are used up."""
+        return self._recovery.replans
+
+    @property
+    def replans_left(self) -> int:
+        """How many replans may still be drawn."""
+        return self._recovery.replans_left
+
+    def status(self, key: TaskKey) -> TaskStatus:
+        """The task's."""
+        return self._tasks.status[key]
+
+    def was_reworded(self, key: TaskKey) -> bool:
+        """Whether recovery has reworded the task since it last began anew."""
+        return key in self._tasks.reworded
 
     def progress(self) -> dict[str, int]:
         """How many tasks there are in each status, and in all that are not superseded."""
@@ -233,20 +323,74 @@ class Walk:
 
     @property
     def last_tasks(self) -> list[TaskKey]:
-        """The tasks that nothing depends on, in plan order."""
+        """The tasks that nothing depends on, in plan order; what has failed or been replaced counts for nothing."""
         tasks = self._tasks
-        return sorted((k for k in tasks.status if not tasks.dependents[k]), key=tasks.position.__getitem__)
+        live = [key for key, status in tasks.status.items() if status not in _DEAD]
+        last = [k for k in live if all(tasks.status[d] in _DEAD for d in tasks.dependents[k])]
+        return sorted(last, key=tasks.position.__getitem__)
 
     @property
     def tasks(self) -> Sequence[TaskKey]:
-        """All tasks, in the order they were added."""
+        """All tasks, in plan order."""
         return list(self._tasks.status)
+
+    def dependents(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
+        """All live tasks that cannot start without these, however far behind, in plan order."""
+        tasks = self._tasks
+        found: set[TaskKey] = set()
+        front = list(keys)
+        while front:
+            for dependent in tasks.dependents[front.pop()]:
+                if dependent not in found and tasks.status[dependent] in _WAITING:
+                    found.add(dependent)
+                    front.append(dependent)
+        return sorted(found, key=tasks.position.__getitem__)
 
     # Within.
 
     @property
     def _complete(self) -> bool:
-        return not self._plan.needed and self._tasks.unfinished == 0
+        return self._plan is None and self._tasks.unfinished == 0 and self._recovery.is_idle
+
+    @property
+    def _needs_synthesis(self) -> bool:
+        counts = self._tasks.counts
+        return self._wants_synthesis and counts[TaskStatus.SUCCEEDED] + counts[TaskStatus.SKIPPED] > 1
+
+    def _stop(self) -> list[Step]:
+        """To an end or a stand, once nothing is in flight."""
+        if self.in_flight:
+            return [CutCalls()] if self._cancelled or self._cuts else []
+        if self._cancelled:
+            return [self._finish(RunStatus.CANCELLED)]
+        if self._error is not None:
+            return [self._finish(RunStatus.FAILED, self._error)]
+        return [self._park(RunStatus.PAUSED)]
+
+    def _go(self, now: int, places: int, admit: Admit) -> list[Step]:
+        """Recovery first: what it decides may change what is worth starting."""
+        steps: list[Step] = []
+        for step in self._recovery.take(now, places):
+            if admit(step):
+                steps.append(step)
+            else:
+                self._recovery.put_back(step)
+        keys = self._take(now, places - len(steps), admit)
+        if keys:
+            steps.append(StartTasks(keys))
+        if not steps and not self.in_flight and self._reviews and not self.wanted(now) and self.wake_at is None:
+            return [self._park(RunStatus.AWAITING_REVIEW)]
+        return steps
+
+    def _end(self, now: int, places: int, admit: Admit) -> list[Step]:
+        if not self._tasks.counts[TaskStatus.SUCCEEDED]:
+            error = RunError(code="task_failed", message="Nothing was reached: every task was skipped.")
+            return [self._finish(RunStatus.FAILED, error)]
+        if self._synthesis is None and self._needs_synthesis:
+            self._synthesis = Question()
+        if self._synthesis is not None:
+            return self._ask(self._synthesis, Synthesize(), now, places, admit)
+        return [self._finish(RunStatus.SUCCEEDED)]
 
     def _add(self, added: Iterable[WalkTask]) -> None:
         new = list(added)
@@ -258,19 +402,35 @@ class Walk:
             tasks.dependents.setdefault(task.key, [])
             tasks.counts[task.status] += 1
             tasks.unfinished += task.status not in _FINISHED
+            for mark, noted in ((not task.critical, tasks.optional), (task.reworded, tasks.reworded)):
+                if mark:
+                    noted.add(task.key)
+            if task.held:
+                tasks.held.add(task.key)
         for task in new:
             for dependency in task.depends_on:
                 tasks.dependents[dependency].append(task.key)
             tasks.waits_for[task.key] = sum(tasks.status[d] not in _DONE for d in task.depends_on)
             if task.status is TaskStatus.RETRYING:
                 heapq.heappush(self._retries, (task.due_at or 0, task.position, task.key))
-            elif task.status not in _FINISHED and tasks.waits_for[task.key] == 0:
-                heapq.heappush(self._ready, (task.position, task.key))
-        self._note_if_complete()
+            elif task.status not in _FINISHED:
+                self._start_if_ready(task.key)
 
-    def _note_if_complete(self) -> None:
-        if self._complete and self._mode is Mode.EXECUTE and self._error is None:
-            self._synthesis.needed = self._wants_synthesis and len(self._tasks.status) > 1
+    def _start_if_ready(self, key: TaskKey) -> None:
+        tasks = self._tasks
+        if tasks.waits_for[key] == 0 and key not in tasks.held:
+            heapq.heappush(self._ready, (tasks.position[key], key))
+
+    def _supersede(self, keys: Iterable[TaskKey]) -> None:
+        gone: Collection[TaskKey] = set(keys)
+        for key in gone:
+            self._move(key, TaskStatus.SUPERSEDED)
+            self._tasks.held.discard(key)
+        if gone:
+            self._ready = [entry for entry in self._ready if entry[-1] not in gone]
+            self._retries = [entry for entry in self._retries if entry[-1] not in gone]
+            heapq.heapify(self._ready)
+            heapq.heapify(self._retries)
 
     def _move(self, key: TaskKey, status: TaskStatus) -> None:
         tasks = self._tasks
@@ -288,28 +448,38 @@ class Walk:
         tasks = self._tasks
         for dependent in tasks.dependents[key]:
             tasks.waits_for[dependent] -= 1
-            if tasks.waits_for[dependent] == 0 and tasks.status[dependent] is TaskStatus.PENDING:
-                heapq.heappush(self._ready, (tasks.position[dependent], dependent))
+            if tasks.status[dependent] is TaskStatus.PENDING:
+                self._start_if_ready(dependent)
 
     def _promote(self, now: int) -> None:
         while self._retries and self._retries[0][0] <= now:
             _, position, key = heapq.heappop(self._retries)
             heapq.heappush(self._ready, (position, key))
 
-    def _take(self, now: int, places: int) -> list[TaskKey]:
+    def _startable(self, now: int) -> int:
+        self._promote(now)
+        return max(0, min(len(self._ready), self._max_parallel - len(self._in_flight)))
+
+    def _take(self, now: int, places: int, admit: Admit) -> list[TaskKey]:
         keys: list[TaskKey] = []
-        for _ in range(min(places, self.wanted(now))):
+        for _ in range(min(places, self._startable(now))):
+            if not admit(self._ready[0][1]):
+                break
             _, key = heapq.heappop(self._ready)
             self._move(key, TaskStatus.RUNNING)
             keys.append(key)
         return keys
 
-    def _ask(self, question: _Question, step: Step, now: int, places: int) -> list[Step]:
-        if places < 1 or not question.is_due(now):
+    def _ask(self, question: Question, step: DrawPlan | Synthesize, now: int, places: int, admit: Admit) -> list[Step]:
+        if places < 1 or not question.is_due(now) or not admit(step):
             return []
         question.asked = True
         return [step]
 
+    def _park(self, status: RunStatus) -> Park:
+        self._over = True
+        return Park(status)
+
     def _finish(self, status: RunStatus, error: RunError | None = None) -> Finish:
-        self._finished = True
+        self._over = True
         return Finish(status, error)

@@ -1,44 +1,83 @@
 """Calls to the model: what each seat is asked, and the sending."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import structlog
 
-from app.agents import executor, planner, synthesizer
+from app.agents import executor, output, planner, recovery, synthesizer
 from app.agents.briefing import mark
-from app.domain.errors import ModelError
-from app.domain.ids import TaskKey
-from app.domain.status import Seat
-from app.engine.state import RunState
-from app.llm.chat import ChatAnswer, ChatModel, ChatRequest, Message, ResponseSchema
-from app.settings import OFFLINE_MODEL, Settings
+from app.domain.budget import Reservation
+from app.domain.errors import ModelError, TransportFault
+from app.domain.ids import RunId, TaskKey
+from app.domain.recovery import AskRecovery
+from app.domain.status import Seat, Strategy, TaskStatus
+from app.domain.steps import Call as Purpose
+from app.domain.steps import DrawPlan, Synthesize
+from app.domain.usage import Price, Usage
+from app.engine.places import Places
+from app.engine.state import Ask, RunState
+from app.engine.throttle import Throttle
+from app.llm.chat import ChatAnswer, ChatModel, ChatRequest, Message
+from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_CHARACTERS_PER_TOKEN = 4
+_SHRINK = 4
+"""By how much less a request holds after the model's context was too short for it."""
+_SHARED_SECONDS = 10.0
+"""For how long at most a 429 holds off other runs too: one that was told "tomorrow" must not stop a whole process."""
 _VISIBLE = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """A request that has been recorded as sent. `task_key` and `attempt` are None where the run as a whole asks."""
+    """A request that is about to be recorded as sent. `task_key` is None where it is about the run as a whole.
+
+    `purpose` is what the walk wants it for; `reserved` what it is expected to use.
+    """
 
     number: int
     seat: Seat
+    purpose: Purpose
     model: str
     try_number: int
+    request: ChatRequest
+    reserved: Usage
+    price: Price | None
+    schema: Mapping[str, Any] | None = None
+    """What a task's or the run's result has to match."""
     task_key: TaskKey | None = None
     attempt: int | None = None
 
     @property
     def of_task(self) -> tuple[TaskKey, int]:
-        """Task and attempt; only for a call that has them."""
+        """Task and attempt; only for a task's own call."""
         if self.task_key is None or self.attempt is None:
             raise ValueError("not a task's call")
         return self.task_key, self.attempt
+
+    @property
+    def about(self) -> AskRecovery:
+        """The question to the recovery seat; only for its calls."""
+        if not isinstance(self.purpose, AskRecovery):
+            raise TypeError("not a call of the recovery seat")
+        return self.purpose
+
+    @property
+    def asks_for_json(self) -> bool:
+        """Whether the answer has to be JSON."""
+        return self.request.response is not None
+
+    @property
+    def reservation(self) -> Reservation:
+        """What the budget holds for it until it has ended."""
+        cost = None if self.price is None else self.price.cost_nano_usd(self.reserved)
+        return Reservation(tokens=self.reserved.input_tokens + self.reserved.output_tokens, cost_nano_usd=cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,92 +115,219 @@ Outcome = Answered | Faulted | Cut | Broke
 
 
 class Caller:
-    """Sends the calls of one process."""
+    """Makes and sends the calls of one process. What an endpoint says of its limits holds for all of them."""
 
-    def __init__(self, model: ChatModel, settings: Settings) -> None:
+    def __init__(self, model: ChatModel, settings: Settings, places: Places, throttle: Throttle) -> None:
         self._model = model
         self._settings = settings
+        self._places = places
+        self._throttle = throttle
+        self._shared_seconds = min(_SHARED_SECONDS, settings.llm_backoff_cap_seconds)
 
-    def model_for(self, seat: Seat, options: Mapping[str, Any]) -> str:
-        """The name of the model that answers a seat of a run with these options."""
-        settings = self._settings
-        usual = options["model"] or settings.llm_model
-        match seat:
-            case _ if settings.offline:
-                return OFFLINE_MODEL
-            case Seat.PLANNER | Seat.RECOVERY:
-                return str(options["planner_model"] or settings.llm_planner_model or usual)
-            case Seat.SYNTHESIZER:
-                return str(options["synthesizer_model"] or settings.llm_synthesizer_model or usual)
-            case _:
-                return str(usual)
+    def opens_at(self, model: str) -> int | None:
+        """When this model may be called, in ms; None: now."""
+        return self._throttle.open_at(model)
 
-    async def send(self, call: Call, state: RunState, came_back: Callable[[Outcome], None]) -> None:
+    def make(self, purpose: Purpose, state: RunState, *, number: int) -> Call:
+        """The call for what the walk wants, with its whole request."""
+        seat, key = seat_of(purpose)
+        model = self._settings.model_for(seat, state.run.options)
+        schema = _schema(purpose, state)
+        request = self._request(purpose, model, schema, state)
+        characters = sum(len(message.content) for message in request.messages)
+        attempt = None
+        if seat is Seat.EXECUTOR and key is not None:
+            task = state.tasks[key]
+            attempt = task.attempt if task.attempt_open else task.attempt + 1
+        return Call(
+            number=number,
+            seat=seat,
+            purpose=purpose,
+            model=model,
+            try_number=state.ask(seat, key).tries + 1,
+            request=request,
+            reserved=Usage(
+                input_tokens=-(-characters // _CHARACTERS_PER_TOKEN),
+                output_tokens=self._settings.llm_reserved_output_tokens,
+            ),
+            price=self._settings.price_of(model),
+            schema=schema,
+            task_key=key,
+            attempt=attempt,
+        )
+
+    async def send(self, call: Call, run_id: RunId, came_back: Callable[[Outcome], None]) -> None:
         """Ask once and report the outcome; nothing is reported when cancelled, which may come before the first step."""
         try:
-            answer = await self._model.complete(self._request(call, state))
+            answer = await self._model.complete(call.request)
         except ModelError as error:
+            self._heed(call, error)
             came_back(Faulted(call, error))
         except Exception as error:
-            log.exception("call broke", run_id=str(state.run.id), task_key=call.task_key)
+            log.exception("call broke", run_id=str(run_id), task_key=call.task_key)
             came_back(Broke(call, error))
         else:
+            self._places.speed_up()
             came_back(Answered(call, answer))
 
-    def _request(self, call: Call, state: RunState) -> ChatRequest:
-        headers = {"X-Planwave-Run": str(state.run.id), "X-Planwave-Seat": call.seat.value}
-        if call.task_key is not None:
-            headers["X-Planwave-Task"] = header_text(call.task_key)
+    def _heed(self, call: Call, error: ModelError) -> None:
+        """An endpoint with too much to do is left alone by every run, not only by the one that was told."""
+        if not isinstance(error, TransportFault) or error.kind != "rate_limited":
+            return
+        self._places.slow_down()
+        if error.retry_after_seconds is not None:
+            self._throttle.hold_off(call.model, min(error.retry_after_seconds, self._shared_seconds))
+
+    def _request(self, purpose: Purpose, model: str, schema: Mapping[str, Any] | None, state: RunState) -> ChatRequest:
+        seat, key = seat_of(purpose)
+        ask = state.ask(seat, key)
+        limit = self._settings.context_max_characters // (_SHRINK if ask.shrunk else 1)
+        headers = {"X-Planwave-Run": str(state.run.id), "X-Planwave-Seat": seat.value}
         timeout = self._settings.llm_timeout_seconds
-        schema: ResponseSchema | None = None
-        match call.seat:
-            case Seat.PLANNER:
-                messages, schema = self._planning(state), planner.PLAN_SCHEMA
-            case Seat.SYNTHESIZER:
-                messages = self._synthesis(state)
+        response = None if schema is None else output.response_schema(schema)
+        match purpose:
+            case DrawPlan():
+                messages, response = self._planning(state, ask, limit), planner.PLAN_SCHEMA
+            case Synthesize():
+                messages = self._synthesis(state, ask, limit)
+            case AskRecovery():
+                messages = self._recovery(purpose, state, ask, limit)
+                response = recovery.response_schema(purpose.asked)
+                if len(purpose.keys) == 1:
+                    headers["X-Planwave-Task"] = header_text(purpose.key)
             case _:
-                messages = self._task(call, state)
+                messages = self._task(purpose, state, ask, limit)
+                headers["X-Planwave-Task"] = header_text(purpose)
                 timeout = state.option("task_timeout_seconds")
         return ChatRequest(
-            model=call.model,
+            model=model,
             messages=messages,
-            response=schema,
-            format_at_most=state.format_at_most,
+            response=response,
+            format_at_most=ask.format_at_most,
             headers=headers,
             timeout_seconds=timeout,
         )
 
-    def _planning(self, state: RunState) -> list[Message]:
+    def _planning(self, state: RunState, ask: Ask, limit: int) -> list[Message]:
         return planner.messages(
             goal=state.run.goal,
             context=state.run.context,
             min_tasks=state.option("min_tasks"),
             max_tasks=state.option("max_tasks"),
-            rejections=state.rejections,
+            rejections=ask.rejections,
+            turned_down=state.turned_down,
+            limit=limit,
             mark=mark(str(state.run.id)),
         )
 
-    def _task(self, call: Call, state: RunState) -> list[Message]:
-        task = state.tasks[call.of_task[0]]
+    def _task(self, key: TaskKey, state: RunState, ask: Ask, limit: int) -> list[Message]:
+        task = state.tasks[key]
+        mismatch = task.counted > 0 and task.last_error.get("kind") == "output_mismatch"
         return executor.messages(
             goal=state.run.goal,
             context=state.run.context,
             description=task.description,
-            results={d: result_text(state.results[d]) for d in task.depends_on},
-            limit=self._settings.context_max_characters,
+            results={d: result_text(state.results[d]) for d in task.depends_on if d in state.results},
+            missing=_missing(task.depends_on, state),
+            trouble=str(task.last_error["message"]) if mismatch else None,
+            schema=_schema(key, state),
+            partial=ask.partial,
+            limit=limit,
             mark=mark(str(state.run.id)),
         )
 
-    def _synthesis(self, state: RunState) -> list[Message]:
+    def _recovery(self, step: AskRecovery, state: RunState, ask: Ask, limit: int) -> list[Message]:
+        used_up = []
+        if state.walk.was_reworded(step.key):
+            used_up.append(Strategy.RETRY)
+        if not state.walk.replans_left:
+            used_up.append(Strategy.REPLAN)
+        gone = set(step.keys)
+        circumstances = state.circumstances(step)
+        others = [
+            recovery.OtherTask(
+                key=key,
+                description=state.tasks[key].description,
+                status=state.walk.status(key),
+                result=result_text(state.results[key]) if key in state.results else None,
+                depends_on=state.tasks[key].depends_on,
+                skip_reason=state.tasks[key].skip_reason,
+            )
+            for key in state.live
+            if key not in gone
+        ]
+        first, *also = (_failed(key, state) for key in step.keys)
+        return recovery.messages(
+            goal=state.run.goal,
+            context=state.run.context,
+            asked=step.asked,
+            task=first,
+            also_failed=also,
+            others=others,
+            used_up=used_up,
+            instructions=step.instructions,
+            rejections=ask.rejections,
+            replaced=list(circumstances.replaced),
+            max_tasks=circumstances.max_tasks,
+            limit=limit,
+            mark=mark(str(state.run.id)),
+        )
+
+    def _synthesis(self, state: RunState, ask: Ask, limit: int) -> list[Message]:
         last = dict.fromkeys(state.walk.last_tasks)
         return synthesizer.messages(
             goal=state.run.goal,
             context=state.run.context,
-            results={key: result_text(state.results[key]) for key in last},
-            other_keys=[key for key in state.walk.tasks if key not in last],
-            limit=self._settings.context_max_characters,
+            results={key: result_text(state.results[key]) for key in last if key in state.results},
+            other_keys=[key for key in state.results if key not in last],
+            missing=_missing([key for key in state.live if key in last], state),
+            trouble=ask.rejections[-1].problems[0].message if ask.rejections else None,
+            schema=state.option("output_schema"),
+            partial=ask.partial,
+            limit=limit,
             mark=mark(str(state.run.id)),
         )
+
+
+def seat_of(purpose: Purpose) -> tuple[Seat, TaskKey | None]:
+    """Who asks, and about which task."""
+    match purpose:
+        case DrawPlan():
+            return Seat.PLANNER, None
+        case Synthesize():
+            return Seat.SYNTHESIZER, None
+        case AskRecovery():
+            return Seat.RECOVERY, purpose.key
+        case _:
+            return Seat.EXECUTOR, purpose
+
+
+def _missing(keys: Sequence[TaskKey], state: RunState) -> dict[str, str]:
+    """Of these, the ones that were skipped, and why."""
+    skipped = [key for key in keys if state.walk.status(key) is TaskStatus.SKIPPED]
+    return {key: state.tasks[key].skip_reason or "" for key in skipped}
+
+
+def _failed(key: TaskKey, state: RunState) -> recovery.FailedTask:
+    task = state.tasks[key]
+    return recovery.FailedTask(
+        key=key,
+        description=task.description,
+        errors=[str(error.get("message", "")) for error in task.errors],
+        depends_on=task.depends_on,
+    )
+
+
+def _schema(purpose: Purpose, state: RunState) -> Mapping[str, Any] | None:
+    """The schema that a task's, or the run's, result has to match."""
+    match purpose:
+        case DrawPlan() | AskRecovery():
+            return None
+        case Synthesize():
+            of_goal: Mapping[str, Any] | None = state.option("output_schema")
+            return of_goal
+        case _:
+            return state.schema_of(purpose)
 
 
 def result_text(result: Any) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
 
@@ -10,23 +10,31 @@ import structlog
 
 from app.agents import executor
 from app.domain.errors import LeaseLost, StorageUnavailable
-from app.domain.failures import Backoff
+from app.domain.failures import Backoff, RunError
 from app.domain.ids import TaskKey
-from app.domain.status import AttemptStatus, Mode, RunStatus, Seat, StopRequest, TaskStatus
-from app.domain.walk import CutCalls, DrawPlan, Finish, StartTasks, Step, Synthesize
-from app.engine.calls import Call, Caller, Cut, Outcome
+from app.domain.recovery import AskRecovery
+from app.domain.status import ACTIVE, AttemptStatus, Mode, RunStatus, Seat, StopRequest, TaskStatus
+from app.domain.steps import Call as Purpose
+from app.domain.steps import CutCalls, DrawPlan, Finish, Park, StartTasks, Step, Synthesize
+from app.domain.text import shortened
+from app.engine.calls import Call, Caller, Cut, Outcome, seat_of
 from app.engine.clock import Clock
 from app.engine.inbox import Inbox
 from app.engine.outcomes import Outcomes
 from app.engine.places import Places
 from app.engine.recorder import Recorder
-from app.engine.state import RunState, build
-from app.storage.changes import Changes
+from app.engine.remedies import Remedies
+from app.engine.state import RunState, build, last_waits
+from app.storage.changes import Changes, write
 from app.storage.database import Database
-from app.storage.dispatch import Lease, release
+from app.storage.dispatch import Flags, Lease, flags_locked, release
 from app.storage.resume import load
+from app.storage.reviews import bearing_reviews
 
 log = structlog.get_logger(__name__)
+
+_LONGEST_WAIT_MS = 366 * 86_400_000
+_MAX_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +61,21 @@ class Driver:
         self._granted = 0  # places handed to us that no call uses yet
         self._waits_for_place = False
         self._stop: StopRequest | None = None
+        self._answers = 0  # how many answers to reviews there are
         self._draining = False
+        self._admitted: dict[tuple[Seat, TaskKey | None], Call] = {}
+        self._opens_at: int | None = None  # when an endpoint that wants to be left alone may be called again
+        self._refused_by: str | None = None  # the limit of the budget that the last call would have passed
 
-    def ask_to_stop(self, request: StopRequest) -> None:
-        """A client wants the run stopped; the driver moves it."""
-        self._stop = request
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a client has asked for a stop."""
+        return self._stop is not None
+
+    def heed(self, flags: Flags) -> None:
+        """What clients want of the run, which the driver does."""
+        self._stop = StopRequest.CANCEL if self._stop is StopRequest.CANCEL else flags.stop_requested
+        self._answers = max(self._answers, flags.answers)
         self._inbox.nudge()
 
     def drain(self) -> None:
@@ -72,9 +90,11 @@ class Driver:
         if stored is None:
             return
         state, changes = build(stored, self.lease)
+        remedies = Remedies(state, self._shop.clock)
+        remedies.take_up(changes, last_waits(stored.calls))
         try:
             async with asyncio.TaskGroup() as group:
-                await self._drive(state, changes, group)
+                await self._drive(state, remedies, changes, group)
         except* LeaseLost:
             log.info("lease lost", run_id=str(self.lease.run_id), epoch=self.lease.epoch)
         except* StorageUnavailable as errors:
@@ -82,44 +102,111 @@ class Driver:
         finally:
             self._give_back_places()
 
-    async def _drive(self, state: RunState, changes: Changes, group: asyncio.TaskGroup) -> None:
-        outcomes = Outcomes(state, self._shop.clock, self._shop.backoff)
+    async def _drive(self, state: RunState, remedies: Remedies, changes: Changes, group: asyncio.TaskGroup) -> None:
+        outcomes = Outcomes(state, remedies, self._shop.clock, self._shop.backoff)
         begins = True
         while True:
-            if self._stop is StopRequest.CANCEL:
-                state.walk.cancel()
-            steps = self._steps(state)
+            self._tell_of_stops(state)
+            self._tell_of_time(state, changes)
+            steps = self._steps(state, changes)
             calls = self._record(steps, state, changes, begins=begins)
-            over = changes.over
             if begins or calls or not changes.is_empty:
                 fenced = await self._shop.recorder.commit(changes)
-                if fenced.stop_requested is not None and self._stop is None:
-                    self.ask_to_stop(fenced.stop_requested)
+                if fenced.answers > self._answers or (fenced.stop_requested is not None and self._stop is None):
+                    self.heed(Flags(stop_requested=fenced.stop_requested, answers=fenced.answers))
             begins = False
             self._send(calls, state, group)
-            if over:
+            if changes.over or await self._park(steps, state):
                 return
             if not state.walk.in_flight and await self._let_go(state):
                 return
             changes = state.changes()
             for outcome in await self._inbox.take(within_seconds=self._sleep_seconds(state)):
                 outcomes.take_in(outcome, changes)
+                self._refused_by = None
+            await self._take_answers(state, remedies, changes)
 
-    def _steps(self, state: RunState) -> Sequence[Step]:
-        """What the walk wants now, within the places that are free."""
+    def _tell_of_stops(self, state: RunState) -> None:
+        if self._stop is StopRequest.CANCEL:
+            state.walk.cancel()
+        state.walk.pause(self._stop is StopRequest.PAUSE)
+
+    def _tell_of_time(self, state: RunState, changes: Changes) -> None:
+        """Time goes on by itself: what is in flight when it is used up is cut."""
         now = self._shop.clock.now()
-        wanted = 0 if self._draining else state.walk.wanted(now)
+        deadline = state.budget.deadline(now)
+        if deadline is None or deadline > now:
+            return
+        if not state.walk.is_giving_up:
+            self._tell_of_limit("budget.exceeded", "max_seconds", state, changes)
+        message = f"The run's {state.budget.limit('max_seconds'):g} seconds are used up."
+        state.walk.give_up(RunError(code="deadline_exceeded", message=message), cut=True)
+
+    async def _take_answers(self, state: RunState, remedies: Remedies, changes: Changes) -> None:
+        """Carry out what people have answered since we last looked."""
+        if self._answers <= state.answers:
+            return
+        state.answers = self._answers
+        async with self._shop.database.read() as connection:
+            reviews = await bearing_reviews(connection, self.lease.tenant_id, self.lease.run_id)
+        for review in reviews:
+            known = state.reviews.get(review.id)
+            if known is not None and known.answered_at is None and review.answered_at is not None:
+                remedies.answered(review, changes)
+
+    def _steps(self, state: RunState, changes: Changes) -> Sequence[Step]:
+        """What the walk wants now, within the places that are free, the budget, and what the endpoint will bear."""
+        now = self._shop.clock.now()
+        if self._opens_at is not None and self._opens_at <= now:
+            self._opens_at = None
+        wanted = 0 if self._draining or self._is_held_up else state.walk.wanted(now)
         if wanted > self._granted:
             self._granted += self._shop.places.take(wanted - self._granted)
         places = min(wanted, self._granted)
         if wanted > places and not self._waits_for_place:
             self._waits_for_place = True
             self._shop.places.wait(self._place_granted)
-        steps = state.walk.next(now, places)
-        if wanted <= places and self._granted > places:
-            self._shop.places.give_back(self._granted - places)
-            self._granted = places
+        steps = state.walk.next(now, places, partial(self._admit, state))
+        if self._refused_by is not None and not state.walk.in_flight:
+            self._give_up_for(self._refused_by, state, changes)
+            steps = state.walk.next(now, 0)
+        if self._is_held_up and self._waits_for_place:
+            self._shop.places.leave(self._place_granted)
+            self._waits_for_place = False
+        if wanted <= places or self._is_held_up:
+            self._shop.places.give_back(self._granted - len(self._admitted))
+            self._granted = len(self._admitted)
         return steps
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether the endpoint wants to be left alone, or the budget leaves no room until some call has ended."""
+        return self._opens_at is not None or self._refused_by is not None
+
+    def _admit(self, state: RunState, purpose: Purpose) -> bool:
+        """Whether a call may be sent now; if so, it is made, and counted in the budget."""
+        call = self._shop.caller.make(purpose, state, number=state.last_call + 1)
+        opens_at = max(self._shop.caller.opens_at(call.model) or 0, state.opens_at.get(call.model, 0))
+        if opens_at > self._shop.clock.now():
+            self._opens_at = opens_at if self._opens_at is None else min(opens_at, self._opens_at)
+            return False
+        refused_by = state.budget.refuses(call.reservation)
+        if refused_by is not None:
+            self._refused_by = refused_by
+            return False
+        state.last_call += 1
+        state.budget.opened(call.number, call.reservation)
+        self._admitted[call.seat, call.task_key] = call
+        return True
+
+    def _give_up_for(self, limit: str, state: RunState, changes: Changes) -> None:
+        self._tell_of_limit("budget.exceeded", limit, state, changes)
+        message = f"The budget's {limit} of {state.budget.limit(limit)} leaves no room for the next call."
+        state.walk.give_up(RunError(code="budget_exceeded", message=message))
+
+    def _tell_of_limit(self, event: str, limit: str, state: RunState, changes: Changes) -> None:
+        used = state.budget.use_of(limit, self._shop.clock.now())
+        changes.event(event, limit=limit, used=used, of=state.budget.limit(limit))
 
     def _record(self, steps: Sequence[Step], state: RunState, changes: Changes, *, begins: bool) -> list[Call]:
         """Add what the steps mean to the changes; the calls to send once these are committed."""
@@ -128,22 +215,34 @@ class Driver:
             self._begin(state, changes)
         for step in steps:
             match step:
-                case DrawPlan():
-                    calls.append(self._open_call(Seat.PLANNER, state, changes))
+                case DrawPlan() | AskRecovery() | Synthesize():
+                    calls.append(self._open_call(step, state, changes))
                 case StartTasks(keys):
                     calls += [self._start_task(key, state, changes) for key in keys]
-                case Synthesize():
-                    calls.append(self._open_call(Seat.SYNTHESIZER, state, changes))
                 case CutCalls():
                     for call in self._calls.values():
                         call.cancel()
                 case Finish():
                     self._finish(step, state, changes)
+                case Park():
+                    pass  # once all that is known is committed
                 case _:
                     assert_never(step)
+        self._note_budget(state, changes)
         if changes.touches_tasks or changes.over or begins:
             changes.progress = state.walk.progress()
+        changes.replans = state.walk.replans - state.replans
+        state.replans = state.walk.replans
+        state.status = changes.status or state.status
         return calls
+
+    def _note_budget(self, state: RunState, changes: Changes) -> None:
+        now = self._shop.clock.now()
+        if changes.status is not None:
+            (state.budget.started if changes.status in ACTIVE else state.budget.stopped)(now)
+        for limit in [] if changes.over else state.budget.crossed(now):
+            self._tell_of_limit("budget.warning", limit, state, changes)
+            changes.budget_warned = state.budget.warned
 
     def _begin(self, state: RunState, changes: Changes) -> None:
         """The first commit of this lease: the run leaves the queue."""
@@ -167,22 +266,20 @@ class Driver:
         event = "task.recovered" if task.recovered else "task.started"
         changes.event(event, task_key=key, attempt=task.attempt)
         task.recovered = False
-        return self._open_call(Seat.EXECUTOR, state, changes, key=key, attempt=task.attempt)
+        return self._open_call(key, state, changes)
 
-    def _open_call(
-        self, seat: Seat, state: RunState, changes: Changes, *, key: TaskKey | None = None, attempt: int | None = None
-    ) -> Call:
-        state.last_call += 1
-        call = Call(
-            number=state.last_call,
-            seat=seat,
-            model=self._shop.caller.model_for(seat, state.run.options),
-            try_number=state.tries.get((seat, key), 0) + 1,
-            task_key=key,
-            attempt=attempt,
-        )
+    def _open_call(self, purpose: Purpose, state: RunState, changes: Changes) -> Call:
+        call = self._admitted.pop(seat_of(purpose))
         changes.call_opened(
-            call.number, seat=seat, model=call.model, try_number=call.try_number, task_key=key, attempt=attempt
+            call.number,
+            seat=call.seat,
+            model=call.model,
+            try_number=call.try_number,
+            task_key=call.task_key,
+            attempt=call.attempt,
+            generation=state.generation or 0,
+            reserved=call.reserved,
+            reserved_cost_nano_usd=call.reservation.cost_nano_usd,
         )
         return call
 
@@ -193,10 +290,12 @@ class Driver:
             changes.event("task.cancelled", task_key=key)
             if state.tasks[key].attempt_open:
                 changes.attempt_ended(key, state.tasks[key].attempt, AttemptStatus.CANCELLED)
+        for review in state.reviews:
+            changes.review_closed(review)
         changes.status = end.status
         changes.over = True
         if end.error is not None:
-            changes.error = end.error.as_json()
+            changes.error = replace(end.error, message=end.error.message + _account(state)).as_json()
             changes.event("run.failed", error=changes.error)
         else:
             changes.event(f"run.{end.status}")
@@ -206,7 +305,7 @@ class Driver:
     def _send(self, calls: Sequence[Call], state: RunState, group: asyncio.TaskGroup) -> None:
         for call in calls:
             self._granted -= 1
-            sending = group.create_task(self._shop.caller.send(call, state, self._inbox.put))
+            sending = group.create_task(self._shop.caller.send(call, state.run.id, self._inbox.put))
             self._calls[call.number] = sending
             sending.add_done_callback(partial(self._call_ended, call))
 
@@ -216,23 +315,61 @@ class Driver:
         if ended.cancelled():
             self._inbox.put(Cut(call))
 
+    async def _park(self, steps: Sequence[Step], state: RunState) -> bool:
+        """Let the run stand still, unless somebody has asked for something else meanwhile."""
+        status = next((step.status for step in steps if isinstance(step, Park)), None)
+        if status is None:
+            return False
+        changes = state.changes()
+        changes.status, changes.parked = status, True
+        changes.event(f"run.{status}")
+        expected = StopRequest.PAUSE if status is RunStatus.PAUSED else None
+        async with self._shop.database.write() as connection:
+            flags = await flags_locked(connection, self.lease)
+            if flags is None:
+                raise LeaseLost("The run is driven by another worker.")
+            parked = flags.stop_requested is expected and flags.answers <= state.answers
+            if parked:
+                await connection.run_sync(write, [changes])
+                await self._shop.database.announce(connection, self.lease.run_id, requested=False)
+        if not parked:
+            state.walk.go_on()
+            self.heed(flags)
+        return parked
+
     async def _let_go(self, state: RunState) -> bool:
         """Give the run back where this worker has nothing to do for it: drained, or a wait longer than the lease."""
-        now, wake_at = self._shop.clock.now(), state.walk.wake_at
-        wait_ms = 0 if wake_at is None else wake_at - now
-        has_work = self._stop is not None or wait_ms <= self._shop.lease_ms or state.walk.wanted(now) > 0
+        now = self._shop.clock.now()
+        moment = self._next_moment(state)
+        wait_ms = 0 if moment is None else moment - now
+        has_work = self._stop is not None or self._answers > state.answers or wait_ms <= self._shop.lease_ms
         if has_work and not self._draining:
             return False
         async with self._shop.database.write() as connection:
-            await release(connection, self.lease, ready_in_ms=max(0, wait_ms))
+            await release(connection, self.lease, ready_in_ms=min(max(0, wait_ms), _LONGEST_WAIT_MS))
             await self._shop.database.announce(connection, self.lease.run_id)
         return True
 
     def _sleep_seconds(self, state: RunState) -> float | None:
-        wake_at = state.walk.wake_at
-        if wake_at is None or self._waits_for_place or self._draining:
-            return None  # time alone starts nothing
-        return (wake_at - self._shop.clock.now()) / 1000
+        if self._waits_for_place or self._draining:
+            moment = self._next_limit(state)  # until then time alone starts nothing
+        else:
+            moment = self._next_moment(state)
+        return None if moment is None else (moment - self._shop.clock.now()) / 1000
+
+    def _next_moment(self, state: RunState) -> int | None:
+        """When time alone changes something, in ms; None: never."""
+        now = self._shop.clock.now()
+        starts = self._opens_at
+        if not self._is_held_up:
+            starts = now if state.walk.wanted(now) else state.walk.wake_at
+        return min((at for at in (starts, self._next_limit(state)) if at is not None), default=None)
+
+    def _next_limit(self, state: RunState) -> int | None:
+        """When something is to be said or done about the run's time."""
+        now = self._shop.clock.now()
+        moments = (state.budget.deadline(now), state.budget.warning_at(now))
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def _place_granted(self) -> None:
         self._waits_for_place = False
@@ -250,6 +387,22 @@ def _result(state: RunState) -> object:
     """The run's result: the synthesis, a single task's own result, or those of the tasks that nothing depends on."""
     if state.result is not None:
         return state.result
-    if len(state.tasks) == 1:
-        return next(iter(state.results.values()))
-    return {key: state.results[key] for key in state.walk.last_tasks}
+    if len(state.live) == 1:
+        return state.results[state.live[0]]
+    return {key: state.results.get(key) for key in state.walk.last_tasks}
+
+
+def _account(state: RunState) -> str:
+    """What was reached and what was not, for whoever reads why the run ended."""
+    if not state.tasks:
+        return ""
+    done = [key for key in state.live if state.walk.status(key) is TaskStatus.SUCCEEDED]
+    missing = [key for key in state.live if state.walk.status(key) is not TaskStatus.SUCCEEDED]
+    account = f" {len(done)} of {len(done) + len(missing)} tasks succeeded"
+    account += f" ({_named(done)})." if done else "."
+    return account + (f" Not reached: {_named(missing)}." if missing else "")
+
+
+def _named(keys: Sequence[TaskKey]) -> str:
+    named = ", ".join(shortened(key, 40) for key in keys[:_MAX_NAMED])
+    return named if len(keys) <= _MAX_NAMED else f"{named} and {len(keys) - _MAX_NAMED} more"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 from app.agents import planner
+from app.agents.output import read_output
 from app.domain.errors import (
     AuthFailed,
     CallRefused,
@@ -15,25 +16,27 @@ from app.domain.errors import (
     TransportFault,
 )
 from app.domain.failures import MAX_REASKS, MAX_TRANSPORT_TRIES, Backoff, Failure, RunError
-from app.domain.plan import PlanProblem
-from app.domain.status import AttemptStatus, CallStatus, PlanReason, RunStatus, Seat, TaskStatus
+from app.domain.generation import next_plan
+from app.domain.plan import PlannedTask, PlanProblem
+from app.domain.status import AttemptStatus, CallStatus, PlanReason, Seat, TaskStatus
 from app.domain.usage import Usage
-from app.domain.walk import WalkTask
 from app.engine.calls import Answered, Broke, Call, Cut, Faulted, Outcome
 from app.engine.clock import Clock
-from app.engine.state import RunState, task_error
+from app.engine.remedies import Remedies
+from app.engine.state import ENDPOINT_FAULTS, RunState, task_error
 from app.llm.chat import ChatAnswer, FormatLevel
-from app.storage.changes import Changes, first_plan
-from app.storage.runs import plan_created
+from app.storage.changes import Changes
 
 _MAX_STORED_PROBLEMS = 1_000
+_NOTHING = Usage()
 
 
 class Outcomes:
     """Takes in the outcomes of one run's calls."""
 
-    def __init__(self, state: RunState, clock: Clock, backoff: Backoff) -> None:
+    def __init__(self, state: RunState, remedies: Remedies, clock: Clock, backoff: Backoff) -> None:
         self._state = state
+        self._remedies = remedies
         self._clock = clock
         self._backoff = backoff
 
@@ -41,16 +44,16 @@ class Outcomes:
         """Tell the walk, and add to the changes what is to be written."""
         match outcome:
             case Answered(call, answer):
-                self._state.tries.pop((call.seat, call.task_key), None)
+                self._state.ask(call.seat, call.task_key).tries = 0
                 self._answered(call, answer, changes)
             case Faulted(call, error):
                 self._faulted(call, error, changes)
             case Cut(call):
-                changes.call_ended(call.number, CallStatus.CANCELLED)
-                self._state.walk.call_cut(call.task_key)
+                self._end_call(call, changes, CallStatus.CANCELLED, usage=call.reserved)
+                self._state.walk.call_cut(call.purpose)
             case Broke(call, error):
-                changes.call_ended(call.number, CallStatus.FAILED)
-                self._state.walk.call_cut(call.task_key)
+                self._end_call(call, changes, CallStatus.FAILED)
+                self._state.walk.call_cut(call.purpose)
                 self._state.walk.give_up(
                     RunError(code="internal_error", message=f"{type(error).__name__} in Planwave.")
                 )
@@ -60,19 +63,29 @@ class Outcomes:
     # Answers.
 
     def _answered(self, call: Call, answer: ChatAnswer, changes: Changes) -> None:
+        text = (self._state.ask(call.seat, call.task_key).partial or "") + answer.content
         match call.seat:
             case Seat.PLANNER:
-                self._plan_answered(call, answer, changes)
+                self._plan_answered(call, text, answer.usage, changes)
+            case Seat.RECOVERY:
+                self._recovery_answered(call, text, answer.usage, changes)
             case Seat.SYNTHESIZER:
-                changes.call_ended(call.number, CallStatus.ANSWERED, usage=answer.usage)
-                self._state.result = answer.content
-                self._state.walk.synthesized()
+                self._synthesis_answered(call, text, answer.usage, changes)
+            case Seat.EXECUTOR:
+                self._task_answered(call, text, answer.usage, changes)
             case _:
-                changes.call_ended(call.number, CallStatus.ANSWERED, usage=answer.usage)
-                self._task_succeeded(call, answer.content, changes)
+                assert_never(call.seat)
 
-    def _task_succeeded(self, call: Call, result: str, changes: Changes) -> None:
+    def _task_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
         key, attempt = call.of_task
+        result: Any = text
+        if (schema := call.schema) is not None:
+            result, mismatch = read_output(text, schema)
+            if mismatch is not None:
+                self._spoiled(call, SpoiledAnswer(mismatch, kind="output_mismatch", usage=usage), changes)
+                return
+        self._end_call(call, changes, CallStatus.ANSWERED, usage=usage)
+        self._state.settled(call.seat, key)
         changes.attempt_ended(key, attempt, AttemptStatus.SUCCEEDED)
         changes.task(key, TaskStatus.SUCCEEDED, result=result)
         changes.event("task.succeeded", task_key=key, attempt=attempt)
@@ -80,75 +93,128 @@ class Outcomes:
         self._state.results[key] = result
         self._state.walk.succeeded(key)
 
-    def _plan_answered(self, call: Call, answer: ChatAnswer, changes: Changes) -> None:
+    def _synthesis_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
+        result: Any = text
+        if (schema := call.schema) is not None:
+            result, mismatch = read_output(text, schema)
+            if mismatch is not None:
+                self._spoiled(call, SpoiledAnswer(mismatch, kind="output_mismatch", usage=usage), changes)
+                return
+        self._end_call(call, changes, CallStatus.ANSWERED, usage=usage)
+        self._state.result = result
+        self._state.walk.synthesized()
+
+    def _plan_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
         tasks, problems = planner.read(
-            answer.content, min_tasks=self._state.option("min_tasks"), max_tasks=self._state.option("max_tasks")
+            text, min_tasks=self._state.option("min_tasks"), max_tasks=self._state.option("max_tasks")
         )
         if problems:
-            self._plan_rejected(call, answer.content, problems, answer.usage, changes)
+            self._rejected(call, text, problems, usage, changes)
             return
-        changes.call_ended(call.number, CallStatus.ANSWERED, usage=answer.usage)
-        plan = first_plan(tasks, PlanReason.INITIAL, prompt_hash=planner.prompt_hash())
-        changes.plan = plan
-        changes.status = RunStatus.RUNNING
-        changes.event("plan.created", **plan_created(plan))
-        changes.event("run.started")
-        self._state.add_tasks(plan.tasks)
-        self._state.walk.plan_accepted(
-            WalkTask(key=task.key, position=task.position, depends_on=task.depends_on) for task in plan.tasks
+        self._end_call(call, changes, CallStatus.ANSWERED, usage=usage)
+        self._state.settled(Seat.PLANNER, None)
+        self._plan_drawn(tasks, changes)
+
+    def _plan_drawn(self, tasks: Sequence[PlannedTask], changes: Changes) -> None:
+        """Store the planner's plan: the first one, or another in place of one that a person turned down."""
+        state = self._state
+        generation = 0 if state.generation is None else state.generation + 1
+        superseded = [] if state.generation is None else state.of_generation(state.generation)
+        plan = next_plan(
+            tasks,
+            PlanReason.REQUESTED if generation else PlanReason.INITIAL,
+            generation=generation,
+            position=len(state.tasks),
+            carried={},
+            superseded=superseded,
+            prompt_hash=planner.prompt_hash(),
+        )
+        self._remedies.store(
+            plan,
+            changes,
+            lambda added: state.walk.plan_accepted(added, superseded=superseded),
         )
 
-    def _plan_rejected(
-        self, call: Call, text: str, problems: Sequence[PlanProblem], usage: Usage, changes: Changes
-    ) -> None:
+    def _recovery_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
+        step = call.about
+        answer = self._remedies.read(step, text)
+        if isinstance(answer, list):
+            self._rejected(call, text, answer, usage, changes)
+            return
+        self._end_call(call, changes, CallStatus.ANSWERED, usage=usage)
+        self._state.settled(Seat.RECOVERY, step.key)
+        self._remedies.take(step, answer, changes)
+
+    def _rejected(self, call: Call, text: str, problems: Sequence[PlanProblem], usage: Usage, changes: Changes) -> None:
+        """An answer of the planner or of recovery that cannot be used."""
+        ask = self._state.ask(call.seat, call.task_key)
+        ask.rejections.append(planner.Rejection(answer=text, problems=problems))
+        ask.tries, ask.partial = 0, None
+        attempt = len(ask.rejections)
         errors = [problem.as_json() for problem in problems[:_MAX_STORED_PROBLEMS]]
-        self._state.rejections.append(planner.Rejection(answer=text, problems=problems))
-        attempt = len(self._state.rejections)
-        changes.call_ended(call.number, CallStatus.ANSWERED, usage=usage, answer=text, error={"problems": errors})
-        changes.event("plan.rejected", attempt=attempt, errors=errors)
-        if attempt <= MAX_REASKS:
-            self._state.walk.plan_asked_again()
+        is_last = attempt > MAX_REASKS
+        stored = {"problems": errors} | ({"closed": True} if is_last else {})
+        self._end_call(call, changes, CallStatus.ANSWERED, usage=usage, answer=text, error=stored)
+        changes.event("plan.rejected", task_key=call.task_key, attempt=attempt, errors=errors)
+        if not is_last:
+            self._ask_again(call, None, stored, changes)
             return
         words = "; ".join(problem.message for problem in problems[:5])
-        self._give_up(call, "plan_invalid", f"No valid plan after {attempt} answers. The last one: {words}")
+        if call.seat is Seat.PLANNER:
+            self._give_up(call, "plan_invalid", f"No valid plan after {attempt} answers. The last one: {words}")
+        else:
+            self._state.settled(Seat.RECOVERY, call.task_key)
+            self._remedies.spoiled(call.about, f"No usable answer to it: {words}", changes, again=True)
 
     # Faults.
 
     def _faulted(self, call: Call, error: ModelError, changes: Changes) -> None:
         spoiled_by_time = error.kind == "timeout" and call.seat is Seat.EXECUTOR
+        ask = self._state.ask(call.seat, call.task_key)
         match error:
             case TransportFault() if not spoiled_by_time:
                 self._transport_fault(call, error, changes)
             case FormatRefused():
-                changes.call_ended(call.number, CallStatus.FAILED, error=_stored(error, retryable=True))
-                self._state.format_at_most = FormatLevel(max(0, error.level - 1))
-                self._state.walk.plan_asked_again()
+                self._end_call(call, changes, CallStatus.FAILED, error=_stored(error, retryable=True))
+                ask.format_at_most = FormatLevel(max(0, error.level - 1))
+                self._ask_again(call, 0, _stored(error, retryable=True), changes)
+            case CallRefused(kind="context_length_exceeded") if not ask.shrunk:
+                self._end_call(call, changes, CallStatus.FAILED, error=_stored(error, retryable=True))
+                ask.shrunk = True
+                self._ask_again(call, 0, _stored(error, retryable=True), changes)
             case CallRefused():
-                changes.call_ended(call.number, CallStatus.FAILED, error=_stored(error, retryable=False))
+                self._end_call(call, changes, CallStatus.FAILED, error=_stored(error, retryable=False))
                 self._refused(call, error, changes)
+            case SpoiledAnswer(kind="length") if error.content and ask.partial is None and not call.asks_for_json:
+                self._cut_off(call, error, changes)
             case _:
                 self._spoiled(call, error, changes)
 
     def _transport_fault(self, call: Call, fault: TransportFault, changes: Changes) -> None:
-        question = (call.seat, call.task_key)
+        ask = self._state.ask(call.seat, call.task_key)
+        # Whoever did not answer in all that time may have worked, and be paid, all the same.
+        usage = call.reserved if fault.kind == "timeout" else None
+        error = _stored(fault, retryable=True)
         if call.try_number >= MAX_TRANSPORT_TRIES:
             message = f"The model's endpoint gave no answer in {call.try_number} tries. The last: {fault.message}"
-            changes.call_ended(call.number, CallStatus.FAILED, error=_stored(fault, retryable=True))
-            self._state.tries.pop(question, None)
+            self._end_call(call, changes, CallStatus.FAILED, usage=usage, error=error)
+            ask.tries = 0
             self._end(call, Failure(kind="llm_unavailable", message=message, retryable=True), changes)
             return
-        self._state.tries[question] = call.try_number
+        ask.tries = call.try_number
         wait_ms = self._wait_ms(call.try_number, fault.retry_after_seconds)
-        error = _stored(fault, retryable=True)
-        changes.call_ended(call.number, CallStatus.FAILED, error=error, retry_in_ms=wait_ms)
-        due_at = self._clock.now() + wait_ms
-        match call.seat:
-            case Seat.PLANNER:
-                self._state.walk.plan_asked_again(due_at)
-            case Seat.SYNTHESIZER:
-                self._state.walk.synthesis_asked_again(due_at)
-            case _:
-                self._retry_task(call, error, wait_ms, changes)
+        if fault.kind == "rate_limited" and fault.retry_after_seconds is not None:
+            self._state.opens_at[call.model] = self._clock.now() + wait_ms
+        self._end_call(call, changes, CallStatus.FAILED, usage=usage, error=error, retry_in_ms=wait_ms)
+        self._ask_again(call, wait_ms, error, changes)
+
+    def _cut_off(self, call: Call, error: SpoiledAnswer, changes: Changes) -> None:
+        """The answer ended at the length limit: once, the next call goes on where it stops."""
+        stored = _stored(error, retryable=True) | {"goes_on": True}
+        ask = self._state.ask(call.seat, call.task_key)
+        ask.partial, ask.tries = error.content, 0
+        self._end_call(call, changes, CallStatus.ANSWERED, usage=error.usage, answer=error.content, error=stored)
+        self._ask_again(call, 0, _stored(error, retryable=True), changes)
 
     def _refused(self, call: Call, refusal: CallRefused, changes: Changes) -> None:
         """The endpoint will not take this request, however often it is sent."""
@@ -162,33 +228,51 @@ class Outcomes:
 
     def _spoiled(self, call: Call, error: ModelError, changes: Changes) -> None:
         """An answer came and cannot be used, or none came within the task's time."""
-        usage = error.usage if isinstance(error, SpoiledAnswer) else Usage()
+        usage = error.usage if isinstance(error, SpoiledAnswer) else call.reserved
         declined = isinstance(error, ModelDeclined)
-        stored = _stored(error, retryable=not declined)
-        if call.seat is Seat.PLANNER and not declined:
-            self._state.tries.pop((call.seat, None), None)
+        if call.seat in (Seat.PLANNER, Seat.RECOVERY) and not declined:
             problem = PlanProblem(code="not_json", message=error.message, pointer="")
-            self._plan_rejected(call, "", [problem], usage, changes)
+            self._rejected(call, "", [problem], usage, changes)
             return
+        stored = _stored(error, retryable=not declined)
+        problem = PlanProblem(code=error.kind, message=error.message, pointer="")
+        if call.seat is Seat.SYNTHESIZER:
+            stored["problems"] = [problem.as_json()]
         status = CallStatus.ANSWERED if isinstance(error, SpoiledAnswer) else CallStatus.FAILED
-        changes.call_ended(call.number, status, usage=usage, error=stored)
-        self._state.tries.pop((call.seat, call.task_key), None)
+        self._end_call(call, changes, status, usage=usage, error=stored)
+        ask = self._state.ask(call.seat, call.task_key)
+        ask.tries, ask.partial = 0, None
         failure = Failure(kind=error.kind, message=error.message, retryable=not declined)
         if call.seat is Seat.SYNTHESIZER:
-            self._state.spoiled_syntheses += 1
-            if not declined and self._state.spoiled_syntheses <= MAX_REASKS:
-                self._state.walk.synthesis_asked_again()
+            ask.rejections.append(planner.Rejection(answer="", problems=[problem]))
+            if not declined and len(ask.rejections) <= MAX_REASKS:
+                self._ask_again(call, None, stored, changes)
                 return
         elif call.task_key is not None and not declined:
-            key, attempt = call.of_task
-            if attempt < self._state.option("max_attempts"):
-                changes.attempt_ended(key, attempt, AttemptStatus.FAILED, error=failure.as_json())
-                self._state.tasks[key].attempt_open = False
-                self._retry_task(call, stored, self._wait_ms(attempt, None), changes)
+            key, _ = call.of_task
+            task = self._state.tasks[key]
+            if task.counted < self._state.option("max_attempts"):
+                self._end_attempt(call, failure, changes)
+                self._retry_task(call, stored, self._wait_ms(task.counted, None), changes)
                 return
         self._end(call, failure, changes)
 
     # What follows from them.
+
+    def _ask_again(self, call: Call, wait_ms: int | None, error: Mapping[str, Any], changes: Changes) -> None:
+        """The same question once more, after the wait where there is one."""
+        due_at = self._clock.now() + wait_ms if wait_ms else None
+        match call.seat:
+            case Seat.PLANNER:
+                self._state.walk.plan_asked_again(due_at)
+            case Seat.SYNTHESIZER:
+                self._state.walk.synthesis_asked_again(due_at)
+            case Seat.RECOVERY:
+                self._state.walk.recovery_asked_again(call.about, due_at)
+            case Seat.EXECUTOR:
+                self._retry_task(call, error, wait_ms or 0, changes)
+            case _:
+                assert_never(call.seat)
 
     def _retry_task(self, call: Call, error: Mapping[str, Any], wait_ms: int, changes: Changes) -> None:
         key, attempt = call.of_task
@@ -204,24 +288,71 @@ class Outcomes:
         self._state.walk.retry_at(key, self._clock.now() + wait_ms)
 
     def _end(self, call: Call, failure: Failure, changes: Changes) -> None:
-        """Nothing more is tried for this question; the run fails with it."""
-        if call.task_key is None:
-            planner_code = "plan_refused" if failure.kind in ("refusal", "content_filter") else failure.kind
-            code = planner_code if call.seat is Seat.PLANNER else "synthesis_failed"
-            if failure.kind in ("llm_unavailable", "llm_auth_failed"):
-                code = failure.kind
-            self._give_up(call, code, failure.message)
-            return
+        """Nothing more is tried for this question."""
+        endpoint = failure.kind in ENDPOINT_FAULTS
+        match call.seat:
+            case Seat.PLANNER:
+                code = "plan_refused" if failure.kind in ("refusal", "content_filter") else failure.kind
+                self._give_up(call, code, failure.message)
+            case Seat.SYNTHESIZER:
+                self._give_up(call, failure.kind if endpoint else "synthesis_failed", failure.message)
+            case Seat.RECOVERY if endpoint:
+                self._give_up(call, failure.kind, failure.message)
+            case Seat.RECOVERY:
+                self._state.settled(call.seat, call.task_key)
+                self._remedies.spoiled(call.about, failure.message, changes, again=False)
+            case Seat.EXECUTOR:
+                self._task_failed(call, failure, changes)
+            case _:
+                assert_never(call.seat)
+
+    def _task_failed(self, call: Call, failure: Failure, changes: Changes) -> None:
+        key, attempt = call.of_task
+        stored = self._end_attempt(call, failure, changes)
+        self._state.settled(call.seat, key)
+        changes.task(key, TaskStatus.FAILED)
+        changes.event("task.failed", task_key=key, attempt=attempt, error=stored)
+        if failure.kind in ENDPOINT_FAULTS:
+            self._state.walk.failed_for_good(key, task_error(key, stored))
+        else:
+            self._remedies.apply(key, self._state.walk.failed(key, self._clock.now()), changes)
+
+    def _end_attempt(self, call: Call, failure: Failure, changes: Changes) -> Mapping[str, Any]:
         key, attempt = call.of_task
         stored = failure.as_json()
         changes.attempt_ended(key, attempt, AttemptStatus.FAILED, error=stored)
-        changes.task(key, TaskStatus.FAILED)
-        changes.event("task.failed", task_key=key, attempt=attempt, error=stored)
-        self._state.tasks[key].attempt_open = False
-        self._state.walk.failed(key, task_error(key, stored))
+        task = self._state.tasks[key]
+        task.attempt_open = False
+        task.errors.append(stored)
+        return stored
+
+    def _end_call(
+        self,
+        call: Call,
+        changes: Changes,
+        status: CallStatus,
+        *,
+        usage: Usage | None = None,
+        answer: str | None = None,
+        error: Mapping[str, Any] | None = None,
+        retry_in_ms: int | None = None,
+    ) -> None:
+        """Write the call's end, and count what it used in place of what it had reserved."""
+        used = usage or _NOTHING
+        cost = None if call.price is None or usage is None else call.price.cost_nano_usd(used)
+        self._state.budget.closed(call.number, used.input_tokens + used.output_tokens, cost)
+        changes.call_ended(
+            call.number,
+            status,
+            usage=usage,
+            cost_nano_usd=cost,
+            answer=answer,
+            error=error,
+            retry_in_ms=retry_in_ms,
+        )
 
     def _give_up(self, call: Call, code: str, message: str) -> None:
-        self._state.walk.call_cut(call.task_key)
+        self._state.walk.call_cut(call.purpose)
         self._state.walk.give_up(RunError(code=code, message=message))
 
     def _wait_ms(self, tries: int, retry_after_seconds: float | None) -> int:

@@ -125,7 +125,14 @@ def _written_before(connection: sa.Connection, batch: Sequence[_Waiting], batch_
     The rows are locked first: that COMMIT may still be under way on a connection which only we have given up.
     """
     query = (
-        sa.select(now_ms().label("now"), runs.c.id, runs.c.event_seq, runs.c.batch_id, runs.c.stop_requested)
+        sa.select(
+            now_ms().label("now"),
+            runs.c.id,
+            runs.c.event_seq,
+            runs.c.batch_id,
+            runs.c.stop_requested,
+            runs.c.answers,
+        )
         .where(runs.c.id.in_([waiting.changes.run_id for waiting in batch]))
         .order_by(runs.c.id)
         .with_for_update()
@@ -135,6 +142,7 @@ def _written_before(connection: sa.Connection, batch: Sequence[_Waiting], batch_
             now=row.now,
             event_seq=row.event_seq,
             stop_requested=None if row.stop_requested is None else StopRequest(row.stop_requested),
+            answers=row.answers,
         )
         for row in connection.execute(query)
         if row.batch_id == batch_id

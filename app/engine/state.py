@@ -3,31 +3,90 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
-from app.agents.planner import Rejection
+from app.agents.planner import Rejection, TurnedDown
+from app.domain.budget import Budget
 from app.domain.failures import RunError
+from app.domain.generation import Carried, NewPlan, NewTask
 from app.domain.ids import TaskKey
 from app.domain.plan import PlanProblem
-from app.domain.status import AttemptStatus, CallStatus, Seat, StopRequest, TaskStatus
-from app.domain.walk import Walk, WalkTask
+from app.domain.recovery import AskRecovery, Policy
+from app.domain.replan import Circumstances
+from app.domain.status import (
+    Approval,
+    AttemptStatus,
+    CallStatus,
+    Decision,
+    Mode,
+    OnExhausted,
+    OnFailure,
+    PlanReason,
+    ReviewKind,
+    RunStatus,
+    Seat,
+    StopRequest,
+    TaskStatus,
+)
+from app.domain.steps import WalkTask
+from app.domain.walk import Walk
 from app.llm.chat import FormatLevel
-from app.storage.changes import Changes, NewTask
+from app.storage.changes import Changes
 from app.storage.dispatch import Lease
-from app.storage.records import RunRecord, TaskRecord
-from app.storage.resume import StoredCall, StoredRun
+from app.storage.records import ReviewRecord, RunRecord, TaskRecord
+from app.storage.resume import StoredAttempt, StoredCall, StoredRun
+
+_USUAL_REPLAN = 7
+_GONE = (TaskStatus.SUPERSEDED, TaskStatus.CANCELLED)
+_UNSTARTED = (TaskStatus.PENDING, TaskStatus.RETRYING)
+
+Question = tuple[Seat, TaskKey | None]
+"""What is asked: the seat, and the task where it is about one."""
 
 
 @dataclass(slots=True)
 class DrivenTask:
-    """A task under way. `attempt` is the last one's number, 0 before the first."""
+    """A task under way. `attempt` is the last one's number, 0 before the first; `attempts_before` no longer count."""
 
     key: TaskKey
     description: str
     depends_on: Sequence[TaskKey]
+    wave: int
+    output_schema: Mapping[str, Any] | None = None
     attempt: int = 0
+    attempts_before: int = 0
     attempt_open: bool = False
     recovered: bool = False
     """Its worker died while it ran: the same attempt goes on."""
+    errors: list[Mapping[str, Any]] = field(default_factory=list)
+    """What spoiled its attempts, first to last."""
+    skip_reason: str | None = None
+
+    @property
+    def counted(self) -> int:
+        """Attempts that count against `max_attempts`."""
+        return self.attempt - self.attempts_before
+
+    @property
+    def last_error(self) -> Mapping[str, Any]:
+        """What spoiled its last attempt."""
+        return self.errors[-1] if self.errors else {}
+
+
+@dataclass(slots=True)
+class Ask:
+    """What is remembered of a question between its calls."""
+
+    tries: int = 0
+    """Transport faults in a row."""
+    format_at_most: FormatLevel = FormatLevel.JSON_SCHEMA
+    """How strictly JSON may still be asked for, after what the endpoint has refused this run."""
+    rejections: list[Rejection] = field(default_factory=list)
+    """Answers that could not be used, in a row."""
+    shrunk: bool = False
+    """The request was too long for the model, and holds less now."""
+    partial: str | None = None
+    """The start of an answer that was cut off at the length limit: the next call goes on from there."""
 
 
 @dataclass(slots=True)
@@ -37,14 +96,27 @@ class RunState:
     lease: Lease
     run: RunRecord
     walk: Walk
+    budget: Budget
+    status: RunStatus
+    """As last written."""
+    generation: int | None = None
     tasks: dict[TaskKey, DrivenTask] = field(default_factory=dict)
     results: dict[TaskKey, Any] = field(default_factory=dict)
-    rejections: list[Rejection] = field(default_factory=list)
-    format_at_most: FormatLevel = FormatLevel.JSON_SCHEMA
-    """How strictly the planner may still be asked for JSON, after what the endpoint has refused this run."""
-    spoiled_syntheses: int = 0
-    tries: dict[tuple[Seat, TaskKey | None], int] = field(default_factory=dict)
-    """Transport faults in a row, of the question now open at each seat."""
+    asks: dict[Question, Ask] = field(default_factory=dict)
+    reviews: dict[UUID, ReviewRecord] = field(default_factory=dict)
+    """Those that are open, and those whose answers are not carried out yet."""
+    answers: int = 0
+    """Answers to reviews that have been looked at."""
+    approved: set[int] = field(default_factory=set)
+    """Generations that need no approval any more."""
+    turned_down: list[TurnedDown] = field(default_factory=list)
+    failed_keys: dict[int, Sequence[TaskKey]] = field(default_factory=dict)
+    """What each generation stands in for."""
+    replaced: set[TaskKey] = field(default_factory=set)
+    replans: int = 0
+    """As stored."""
+    opens_at: dict[str, int] = field(default_factory=dict)
+    """When each model that asked to be left alone may be called again, in ms."""
     last_call: int = 0
     result: Any = None
 
@@ -52,31 +124,149 @@ class RunState:
         """An empty commit of this run."""
         return Changes(tenant_id=self.lease.tenant_id, run_id=self.lease.run_id, token=self.lease.token)
 
-    def add_tasks(self, new: Sequence[NewTask]) -> None:
-        """Take in the tasks of a plan that has just been drawn."""
-        for task in new:
-            self.tasks[task.key] = DrivenTask(task.key, task.description, task.depends_on)
+    def ask(self, seat: Seat, key: TaskKey | None) -> Ask:
+        """What is remembered of this question."""
+        return self.asks.setdefault((seat, key), Ask())
+
+    def settled(self, seat: Seat, key: TaskKey | None) -> None:
+        """The question has its answer, or is given up."""
+        self.asks.pop((seat, key), None)
 
     def option(self, name: str) -> Any:
         """One of the run's stored options."""
         return self.run.options[name]
 
+    @property
+    def needs_approval(self) -> bool:
+        """Whether a person is asked before a plan is walked."""
+        asked = self.option("approval") in (Approval.PLAN, Approval.PLAN_AND_TOOLS)
+        return asked and self.run.mode is Mode.EXECUTE
+
+    def schema_of(self, key: TaskKey) -> Mapping[str, Any] | None:
+        """The JSON Schema of a task's result: the goal's where it is the only task."""
+        own, of_goal = self.tasks[key].output_schema, self.option("output_schema")
+        return of_goal if of_goal is not None and len(self.live) == 1 else own
+
+    @property
+    def live(self) -> list[TaskKey]:
+        """The tasks that are neither replaced nor superseded, in plan order."""
+        return [k for k in self.tasks if k not in self.replaced and self.walk.status(k) not in _GONE]
+
+    def take_in(self, plan: NewPlan, *, held: bool) -> list[WalkTask]:
+        """Know the tasks of a plan that is about to be stored; as the walk takes them."""
+        self.generation = plan.generation
+        self.failed_keys[plan.generation] = plan.failed_task_keys
+        self.replaced.update(plan.failed_task_keys)
+        if not held:
+            self.approved.add(plan.generation)
+        for task in plan.tasks:
+            self.tasks[task.key] = _new(task)
+        return [
+            WalkTask(
+                key=task.key,
+                position=task.position,
+                depends_on=task.depends_on,
+                critical=task.critical,
+                held=held,
+            )
+            for task in plan.tasks
+        ]
+
+    def of_generation(self, generation: int) -> list[TaskKey]:
+        """The tasks that a generation added and that have not started, in plan order."""
+        start = f"{generation}."
+        return [k for k in self.tasks if k.startswith(start) and self.walk.status(k) in _UNSTARTED]
+
+    def replaced_by(self, step: AskRecovery) -> list[TaskKey]:
+        """What a new plan would supersede by itself: all that cannot start without what failed."""
+        behind = {*self.walk.dependents(step.keys), *step.replaces, *self.walk.dependents(step.replaces)}
+        return [key for key in self.tasks if key in behind and self.walk.status(key) in _UNSTARTED]
+
+    def circumstances(self, step: AskRecovery) -> Circumstances:
+        """What a new plan for these failures has to heed."""
+        behind = dict.fromkeys(self.replaced_by(step))
+        gone = {*behind, *step.keys}
+        goes_on = [k for k in self.live if k not in gone and self.walk.status(k) is not TaskStatus.FAILED]
+        return Circumstances(
+            max_tasks=max(self.option("max_tasks"), _USUAL_REPLAN, len(step.keys) + len(behind)),
+            failed={key: self._words(key) for key in step.keys},
+            replaced={key: self._words(key) for key in behind},
+            carried={key: self._words(key) for key in goes_on},
+            unstarted=frozenset(k for k in goes_on if self.walk.status(k) in _UNSTARTED),
+        )
+
+    def carried(self, *, without: Sequence[TaskKey]) -> dict[TaskKey, Carried]:
+        """What goes on beside a new generation that replaces these."""
+        gone = set(without)
+        return {
+            key: Carried(wave=self.tasks[key].wave, depends_on=self.tasks[key].depends_on)
+            for key in self.live
+            if key not in gone
+        }
+
+    def _words(self, key: TaskKey) -> tuple[str, frozenset[str]]:
+        task = self.tasks[key]
+        return task.description, frozenset(task.depends_on)
+
 
 def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
     """The run as its rows have it, and the records of what a dead worker left open."""
     run = stored.run
+    options = run.options
+    replaced = {key for plan in stored.plans for key in plan.failed_task_keys}
+    approved = _approved(stored)
+    needs_approval = options["approval"] in (Approval.PLAN, Approval.PLAN_AND_TOOLS)
+    asks_person = {review.task_key for review in stored.reviews if review.closed_at is None}
+
+    def held(task: TaskRecord) -> bool:
+        return task.key in asks_person or (needs_approval and task.generation not in approved)
+
     walk = Walk(
         mode=run.mode,
-        max_parallel=run.options["max_parallel"],
-        synthesize=run.options["synthesize"],
-        tasks=None if run.generation is None else [_walk_task(task) for task in stored.tasks],
-        error=_known_error(stored),
+        max_parallel=options["max_parallel"],
+        synthesize=options["synthesize"],
+        policy=Policy(
+            on_failure=OnFailure(options["on_failure"]),
+            max_replans=options["max_replans"],
+            on_exhausted=OnExhausted(options["on_exhausted"]),
+        ),
+        replans=run.replans,
+        tasks=None if run.generation is None else [_walk_task(task, held=held(task)) for task in stored.tasks],
     )
-    state = RunState(lease=lease, run=run, walk=walk, last_call=stored.last_call)
+    budget = Budget(
+        run.budget,
+        llm_calls=run.llm_calls,
+        tool_calls=run.tool_calls,
+        tokens=run.input_tokens + run.output_tokens,
+        cost_nano_usd=run.cost_nano_usd or 0,
+        active_ms=run.active_ms,
+        warned=run.budget_warned,
+    )
+    if run.active_since is not None:
+        budget.started(run.active_since)
+    state = RunState(
+        lease=lease,
+        run=run,
+        walk=walk,
+        budget=budget,
+        status=run.status,
+        generation=run.generation,
+        answers=run.answers,
+        approved=approved,
+        failed_keys={plan.generation: plan.failed_task_keys for plan in stored.plans},
+        replaced=replaced,
+        replans=run.replans,
+        last_call=stored.last_call,
+    )
     for task in stored.tasks:
-        state.tasks[task.key] = _driven_task(task, stored)
+        state.tasks[task.key] = _driven_task(task, stored.attempts.get(task.key, ()))
         if task.status is TaskStatus.SUCCEEDED:
             state.results[task.key] = task.result
+    for review in stored.reviews:
+        if review.closed_at is None:
+            state.reviews[review.id] = review
+            if review.answered_at is None:
+                walk.review_opened(review.id)
     changes = state.changes()
     for call in stored.calls:
         _take_up(state, call, changes)
@@ -86,71 +276,112 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
     return state, changes
 
 
-def _walk_task(task: TaskRecord) -> WalkTask:
+def _approved(stored: StoredRun) -> set[int]:
+    """What a person has approved, or has drawn in answer to a review."""
+    edited = {plan.generation for plan in stored.plans if plan.reason is PlanReason.CLIENT and plan.generation > 0}
+    return edited | {
+        review.generation
+        for review in stored.reviews
+        if review.kind is ReviewKind.PLAN
+        and review.generation is not None
+        and review.closed_at is not None
+        and review.answer is not None
+        and review.answer["decision"] == Decision.APPROVE
+    }
+
+
+def _walk_task(task: TaskRecord, *, held: bool) -> WalkTask:
     return WalkTask(
         key=task.key,
         position=task.position,
         depends_on=tuple(task.depends_on),
         status=task.status,
         due_at=task.next_attempt_at,
+        critical=task.critical,
+        reworded=task.reworded,
+        held=held,
     )
 
 
-def _driven_task(task: TaskRecord, stored: StoredRun) -> DrivenTask:
-    driven = DrivenTask(task.key, task.description, task.depends_on)
-    if (last := stored.last_attempts.get(task.key)) is not None:
-        driven.attempt = last.number
-        driven.attempt_open = last.status is AttemptStatus.RUNNING
+def _new(task: NewTask) -> DrivenTask:
+    return DrivenTask(task.key, task.description, task.depends_on, task.wave, task.output_schema)
+
+
+def _driven_task(task: TaskRecord, attempts: Sequence[StoredAttempt]) -> DrivenTask:
+    driven = DrivenTask(
+        task.key,
+        task.wording or task.description,
+        task.depends_on,
+        task.wave,
+        task.output_schema,
+        attempts_before=task.attempts_before,
+        skip_reason=task.skip_reason,
+        errors=[attempt.error for attempt in attempts if attempt.error is not None],
+    )
+    if attempts:
+        driven.attempt = attempts[-1].number
+        driven.attempt_open = attempts[-1].status is AttemptStatus.RUNNING
         driven.recovered = task.status is TaskStatus.RUNNING
     return driven
 
 
 def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
     """What a stored call says of the question it belongs to; calls come in order, so that the last word stands."""
-    question = (call.seat, call.task_key)
     if call.status is CallStatus.OPEN:
-        changes.call_ended(call.number, CallStatus.LOST)
-    elif call.status is CallStatus.ANSWERED:
-        state.tries.pop(question, None)
-    task = None if call.task_key is None else state.tasks.get(call.task_key)
-    if task is not None and call.attempt != task.attempt:
+        changes.call_ended(call.number, CallStatus.LOST, usage=call.reserved, cost_nano_usd=call.reserved_cost_nano_usd)
+        tokens = call.reserved.input_tokens + call.reserved.output_tokens
+        state.budget.closed(call.number, tokens, call.reserved_cost_nano_usd)
         return
-    if call.status is CallStatus.FAILED and call.retry_at is not None:
-        state.tries[question] = call.try_number
-    if call.status is CallStatus.ANSWERED and call.error is not None:
-        if call.seat is Seat.PLANNER:
+    task = None if call.task_key is None else state.tasks.get(call.task_key)
+    if call.seat is Seat.EXECUTOR and task is not None and not (task.attempt_open and call.attempt == task.attempt):
+        return
+    ask = state.ask(call.seat, call.task_key)
+    kind = (call.error or {}).get("kind")
+    if call.status is CallStatus.FAILED:
+        ask.tries = call.try_number if call.retry_at is not None else ask.tries
+        ask.shrunk = ask.shrunk or kind == "context_length_exceeded"
+    elif call.status is CallStatus.ANSWERED:
+        ask.tries = 0
+        if call.error is None or call.error.get("closed"):
+            state.settled(call.seat, call.task_key)
+        elif kind == "length" and call.error.get("goes_on"):
+            ask.partial = call.answer
+        else:
+            ask.partial = None
             problems = [_problem(entry) for entry in call.error.get("problems", ())]
-            state.rejections.append(Rejection(answer=call.answer or "", problems=problems))
-        elif call.seat is Seat.SYNTHESIZER:
-            state.spoiled_syntheses += 1
+            ask.rejections.append(Rejection(answer=call.answer or "", problems=problems))
 
 
 def _restore_waits(state: RunState, calls: Sequence[StoredCall]) -> None:
-    """Planning or synthesis that waited for its next try goes on waiting."""
-    of_run = [call for call in calls if call.task_key is None]
-    if not of_run or of_run[-1].status is not CallStatus.FAILED:
-        return
-    last = of_run[-1]
-    if last.seat is Seat.PLANNER and not state.walk.has_plan:
-        state.walk.plan_asked_again(last.retry_at)
-    elif last.seat is Seat.SYNTHESIZER:
-        state.walk.synthesis_asked_again(last.retry_at)
+    """What waited for its next try goes on waiting."""
+    last: dict[Question, StoredCall] = {(call.seat, call.task_key): call for call in calls}
+    for (seat, _), call in last.items():
+        if call.status is not CallStatus.FAILED:
+            continue
+        if seat is Seat.PLANNER and not state.walk.has_plan:
+            state.walk.plan_asked_again(call.retry_at)
+        elif seat is Seat.SYNTHESIZER:
+            state.walk.synthesis_asked_again(call.retry_at)
 
 
-def _known_error(stored: StoredRun) -> RunError | None:
-    """Why the run was already failing when its worker died."""
-    for task in stored.tasks:
-        if task.status is TaskStatus.FAILED:
-            attempt = stored.last_attempts.get(task.key)
-            return task_error(task.key, {} if attempt is None else attempt.error or {})
-    return None
+def last_waits(calls: Sequence[StoredCall]) -> dict[TaskKey, int]:
+    """When the recovery seat may be asked again about each task whose last question met a fault."""
+    last = {call.task_key: call for call in calls if call.seat is Seat.RECOVERY and call.task_key is not None}
+    return {
+        key: call.retry_at
+        for key, call in last.items()
+        if call.status is CallStatus.FAILED and call.retry_at is not None
+    }
 
 
-def task_error(key: TaskKey, failure: Mapping[str, Any]) -> RunError:
+def task_error(key: TaskKey, failure: Mapping[str, Any], *, code: str = "task_failed") -> RunError:
     """The run error that a task's last failure makes: the endpoint's faults are not the task's."""
     kind = failure.get("kind")
-    code = kind if kind in ("llm_unavailable", "llm_auth_failed") else "task_failed"
-    return RunError(code=str(code), message=f"Task {key} failed: {failure.get('message', 'unknown')}", task_key=key)
+    code = str(kind) if kind in ENDPOINT_FAULTS else code
+    return RunError(code=code, message=f"Task {key} failed: {failure.get('message', 'unknown')}", task_key=key)
+
+
+ENDPOINT_FAULTS = ("llm_unavailable", "llm_auth_failed")
 
 
 def _problem(entry: Mapping[str, Any]) -> PlanProblem:

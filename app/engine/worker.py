@@ -17,16 +17,18 @@ from app.engine.clock import Clock
 from app.engine.driver import Driver, Workshop
 from app.engine.places import Places
 from app.engine.recorder import Recorder
+from app.engine.throttle import Throttle
 from app.llm.chat import ChatModel
 from app.settings import Settings
 from app.storage.changes import Changes, write
 from app.storage.database import Database
-from app.storage.dispatch import Lease, claim, release, renew, stop_requests
+from app.storage.dispatch import Flags, Lease, claim, flags, release, renew
 from app.storage.idempotency import forget_old_keys
 from app.storage.runs import end_unfinished
 
 log = structlog.get_logger(__name__)
 
+_NO_FLAGS = Flags(stop_requested=None, answers=0)
 _FLAGS_SECONDS = 1.0
 _HOUSEKEEPING_SECONDS = 3600.0
 
@@ -40,12 +42,13 @@ class Worker:
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._lease_ms = int(settings.lease_seconds * 1000)
         clock = Clock()
+        places = Places(settings.llm_max_concurrency)
         self._recorder = Recorder(database, clock)
         self._shop = Workshop(
             database=database,
             recorder=self._recorder,
-            caller=Caller(model, settings),
-            places=Places(settings.llm_max_concurrency),
+            caller=Caller(model, settings, places, Throttle(clock)),
+            places=places,
             clock=clock,
             backoff=Backoff(
                 base_seconds=settings.llm_backoff_base_seconds, cap_seconds=settings.llm_backoff_cap_seconds
@@ -143,10 +146,12 @@ class Worker:
         if not leases:
             return
         async with self._database.read() as connection:
-            asked = await stop_requests(connection, leases)
-        for run_id, request in asked.items():
-            if run_id in self._drivers:
-                self._drivers[run_id].ask_to_stop(request)
+            asked = await flags(connection, leases)
+        for run_id, driver in list(self._drivers.items()):
+            if run_id in asked:
+                driver.heed(asked[run_id])
+            elif driver.is_stopping:
+                driver.heed(_NO_FLAGS)  # the request was taken back
 
     async def _forget(self) -> None:
         async with self._database.write() as connection:

@@ -18,10 +18,15 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResponseSchema:
-    """The JSON that an answer should be. `schema` is closed (`additionalProperties: false`), as strict mode asks."""
+    """The JSON that an answer should be.
+
+    Where it is `strict`, `schema` is closed (`additionalProperties: false`) with every property required, as endpoints
+    ask of a schema that they hold the model to; otherwise it is any schema.
+    """
 
     name: str
     schema: Mapping[str, Any]
+    strict: bool = True
 
 
 class FormatLevel(IntEnum):

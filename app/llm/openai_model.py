@@ -40,7 +40,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 class OpenAIModel:
     """The `ChatModel` of an endpoint. One client and connection pool per process; no retries of its own.
 
-    It remembers per model which response format the endpoint takes: `json_schema`, else `json_object`, else text.
+    It remembers which response format the endpoint takes, per model and for strict schemas and others apart:
+    `json_schema`, else `json_object`, else text.
     """
 
     def __init__(self, *, base_url: str | None, api_key: str, max_concurrency: int, max_answer_bytes: int) -> None:
@@ -58,13 +59,14 @@ class OpenAIModel:
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=self._http)
         visible = "".join(character for character in api_key if " " < character <= "~")
         self._key = visible if len(visible) >= _SHORTEST_SECRET else ""
-        self._levels: dict[str, FormatLevel] = {}
+        self._levels: dict[tuple[str, bool], FormatLevel] = {}
 
     async def complete(self, request: ChatRequest) -> ChatAnswer:
         """Ask once; see `ChatModel` for what it raises."""
         level = FormatLevel.TEXT
         if request.response is not None:
-            level = min(self._levels.get(request.model, FormatLevel.JSON_SCHEMA), request.format_at_most)
+            known = self._levels.get((request.model, request.response.strict), FormatLevel.JSON_SCHEMA)
+            level = min(known, request.format_at_most)
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 body = await self._send(request, level)
@@ -90,7 +92,7 @@ class OpenAIModel:
     def _remember(self, request: ChatRequest, level: FormatLevel) -> None:
         """The endpoint takes this format from this model, whatever became of the answer."""
         if request.response is not None:
-            self._levels[request.model] = level
+            self._levels[request.model, request.response.strict] = level
 
     async def _send(self, request: ChatRequest, level: FormatLevel) -> bytes:
         # The SDK's own `post` with the raw response: connections, headers and errors are the SDK's, while its request
@@ -100,7 +102,8 @@ class OpenAIModel:
             "messages": [{"role": message.role, "content": message.content} for message in request.messages],
         }
         if request.response is not None and level is FormatLevel.JSON_SCHEMA:
-            schema = {"name": request.response.name, "schema": dict(request.response.schema), "strict": True}
+            asked = request.response
+            schema = {"name": asked.name, "schema": dict(asked.schema), "strict": asked.strict}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif request.response is not None and level is FormatLevel.JSON_OBJECT:
             body["response_format"] = {"type": "json_object"}
@@ -161,7 +164,7 @@ def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:
     if spoiled := _spoiled(choice, message, content):
         kind, words = spoiled
         error_type = ModelDeclined if kind in ("refusal", "content_filter") else SpoiledAnswer
-        raise error_type(words, kind=kind, usage=usage)
+        raise error_type(words, kind=kind, usage=usage, content=storable(content) if kind == "length" else "")
     model = completion.get("model")
     return ChatAnswer(
         content=storable(content), model=storable(model) if isinstance(model, str) else request.model, usage=usage

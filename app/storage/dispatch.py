@@ -40,6 +40,15 @@ class Fenced:
     now: int
     event_seq: int
     stop_requested: StopRequest | None
+    answers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """What clients have done to a run that a worker holds: `answers` counts those to its reviews."""
+
+    stop_requested: StopRequest | None
+    answers: int
 
 
 async def claim(
@@ -102,10 +111,19 @@ async def renew(
     return {RunId(row.id): _stop(row.stop_requested) for row in await connection.execute(statement)}
 
 
-async def stop_requests(connection: AsyncConnection, leases: Collection[Lease]) -> dict[RunId, StopRequest]:
-    """Those of our runs that a client wants stopped."""
-    statement = sa.select(runs.c.id, runs.c.stop_requested).where(_held_by(leases), runs.c.stop_requested.is_not(None))
-    return {RunId(row.id): StopRequest(row.stop_requested) for row in await connection.execute(statement)}
+async def flags(connection: AsyncConnection, leases: Collection[Lease]) -> dict[RunId, Flags]:
+    """What clients ask of those of our runs of which they ask anything, or have answered anything."""
+    statement = sa.select(runs.c.id, runs.c.stop_requested, runs.c.answers).where(
+        _held_by(leases), runs.c.stop_requested.is_not(None) | (runs.c.answers > 0)
+    )
+    return {RunId(row.id): _flags(row) for row in await connection.execute(statement)}
+
+
+async def flags_locked(connection: AsyncConnection, lease: Lease) -> Flags | None:
+    """The same of one run, which keeps from changing until this transaction ends; None when it is not ours."""
+    statement = sa.select(runs.c.stop_requested, runs.c.answers).where(_held_by([lease])).with_for_update()
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _flags(row)
 
 
 async def release(connection: AsyncConnection, lease: Lease, *, ready_in_ms: int) -> bool:
@@ -141,6 +159,8 @@ def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
     if held:
         statement = statement.where(runs.c.lease_token == sa.bindparam("b_token"))
     over = _bound("b_over", sa.Boolean)
+    cost = _bound("b_cost_nano_usd", sa.BigInteger)
+    active = _bound("b_active", sa.Boolean)
     let_go = _bound("b_release", sa.Boolean)
     return statement.values(
         event_seq=runs.c.event_seq + _bound("b_events", sa.Integer),
@@ -153,14 +173,27 @@ def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
         llm_calls=runs.c.llm_calls + _bound("b_llm_calls", sa.Integer),
         input_tokens=runs.c.input_tokens + _bound("b_input_tokens", sa.BigInteger),
         output_tokens=runs.c.output_tokens + _bound("b_output_tokens", sa.BigInteger),
+        cost_nano_usd=keep(runs.c.cost_nano_usd + cost, cost, runs.c.cost_nano_usd),
+        budget_warned=keep(_bound("b_budget_warned", runs.c.budget_warned.type), runs.c.budget_warned),
+        answers=runs.c.answers + _bound("b_answers", sa.Integer),
+        replans=runs.c.replans + _bound("b_replans", sa.Integer),
+        # The run's clock: NULL leaves it as it is, true has it run, false stops it.
+        active_ms=runs.c.active_ms + sa.case((active.is_(sa.false()), keep(now - runs.c.active_since, 0)), else_=0),
+        active_since=sa.case(
+            (active.is_(sa.true()), keep(runs.c.active_since, now)),
+            (active.is_(sa.false()), None),
+            else_=runs.c.active_since,
+        ),
         started_at=sa.case((_bound("b_begun", sa.Boolean), keep(runs.c.started_at, now)), else_=runs.c.started_at),
         finished_at=sa.case((over, now), else_=runs.c.finished_at),
-        stop_requested=sa.case((over, None), else_=keep(_bound("b_stop_requested", sa.String), runs.c.stop_requested)),
+        stop_requested=sa.case(
+            (let_go, None), else_=keep(_bound("b_stop_requested", sa.String), runs.c.stop_requested)
+        ),
         takeovers=sa.case((_bound("b_outcome", sa.Boolean), 0), else_=runs.c.takeovers),
         lease_token=sa.case((let_go, None), else_=runs.c.lease_token),
         lease_owner=sa.case((let_go, None), else_=runs.c.lease_owner),
         batch_id=keep(_bound("b_batch_id", sa.Uuid), runs.c.batch_id),
-    ).returning(now.label("now"), runs.c.event_seq, runs.c.stop_requested)
+    ).returning(now.label("now"), runs.c.event_seq, runs.c.stop_requested, runs.c.answers)
 
 
 _FENCE_HELD = _fence(held=True)
@@ -187,12 +220,16 @@ def fence(
     row = connection.execute(statement, bound).one_or_none()
     if row is None:
         return None
-    return Fenced(now=row.now, event_seq=row.event_seq, stop_requested=_stop(row.stop_requested))
+    return Fenced(now=row.now, event_seq=row.event_seq, stop_requested=_stop(row.stop_requested), answers=row.answers)
 
 
 def _held_by(leases: Collection[Lease]) -> sa.ColumnElement[bool]:
     held = [(lease.tenant_id, lease.run_id, lease.token) for lease in leases]
     return sa.tuple_(runs.c.tenant_id, runs.c.id, runs.c.lease_token).in_(held)
+
+
+def _flags(row: Any) -> Flags:
+    return Flags(stop_requested=_stop(row.stop_requested), answers=row.answers)
 
 
 def _stop(value: str | None) -> StopRequest | None:

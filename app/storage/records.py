@@ -3,9 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from app.domain.ids import GoalId, RunId, TaskKey, TenantId
-from app.domain.status import AttemptStatus, Mode, PlanReason, RunStatus, StopRequest, TaskStatus
+from app.domain.status import (
+    AttemptStatus,
+    Decision,
+    Mode,
+    PlanReason,
+    ReviewKind,
+    RunStatus,
+    StopRequest,
+    TaskStatus,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +54,14 @@ class RunRecord:
     tool_calls: int
     input_tokens: int
     output_tokens: int
+    cost_nano_usd: int | None
+    budget_warned: Sequence[str]
+    active_ms: int
+    active_since: int | None
+    open_reviews: int
+    answers: int
+    replans: int
+    retried_after: int
     version: int
     created_at: int
     started_at: int | None
@@ -83,9 +101,38 @@ class TaskRecord:
     status: TaskStatus
     result: Any
     skip_reason: str | None
+    wording: str | None
+    reworded: bool
+    attempts_before: int
     next_attempt_at: int | None
     started_at: int | None
     finished_at: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReviewRecord:
+    """Something that a run asks of a person."""
+
+    id: UUID
+    kind: ReviewKind
+    task_key: TaskKey | None
+    generation: int | None
+    question: Mapping[str, Any]
+    allowed_answers: Sequence[Decision]
+    answer: Mapping[str, Any] | None
+    opened_at: int
+    answered_at: int | None
+    closed_at: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsageRecord:
+    """Sums over calls."""
+
+    llm_calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +148,7 @@ class AttemptRecord:
     llm_calls: int
     input_tokens: int
     output_tokens: int
+    cost_nano_usd: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

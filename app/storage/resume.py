@@ -9,18 +9,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import TaskKey
 from app.domain.status import AttemptStatus, CallStatus, Seat
+from app.domain.usage import Usage
 from app.storage.dispatch import Lease
-from app.storage.records import RunRecord, TaskRecord
+from app.storage.plans import list_plans
+from app.storage.records import PlanRecord, ReviewRecord, RunRecord, TaskRecord
+from app.storage.reviews import bearing_reviews
 from app.storage.runs import get_run
 from app.storage.tables import attempts, calls
 from app.storage.tasks import list_tasks
 
-_ALL_TASKS = 2**31 - 1
+_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredAttempt:
-    """The last try at a task."""
+    """One try at a task."""
 
     number: int
     status: AttemptStatus
@@ -41,16 +44,23 @@ class StoredCall:
     answer: str | None
     error: Mapping[str, Any] | None
     retry_at: int | None
+    reserved: Usage
+    reserved_cost_nano_usd: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredRun:
-    """A run with its tasks in plan order, the last attempt of each, and the calls that bear on what comes next."""
+    """A run with its tasks in plan order, their attempts, and the calls and reviews that bear on what comes next.
+
+    `reviews` are all of plans, and those of other kinds that are open or whose answers wait.
+    """
 
     run: RunRecord
     tasks: Sequence[TaskRecord]
-    last_attempts: Mapping[TaskKey, StoredAttempt]
+    plans: Sequence[PlanRecord]
+    attempts: Mapping[TaskKey, Sequence[StoredAttempt]]
     calls: Sequence[StoredCall]
+    reviews: Sequence[ReviewRecord]
     last_call: int
 
 
@@ -59,34 +69,43 @@ async def load(connection: AsyncConnection, lease: Lease) -> StoredRun | None:
     run = await get_run(connection, lease.tenant_id, lease.run_id)
     if run is None:
         return None
+    of_run = (lease.tenant_id, lease.run_id)
     tasks: list[TaskRecord] = []
     if run.generation is not None:
-        tasks = await list_tasks(connection, lease.tenant_id, lease.run_id, limit=_ALL_TASKS)
+        tasks = await list_tasks(connection, *of_run, limit=_ALL)
     return StoredRun(
         run=run,
         tasks=tasks,
-        last_attempts=await _last_attempts(connection, lease) if run.llm_calls else {},
-        calls=await _calls(connection, lease) if run.llm_calls else [],
+        plans=[] if run.generation is None else await list_plans(connection, *of_run, limit=_ALL),
+        attempts=await _attempts(connection, lease) if run.llm_calls else {},
+        calls=await _calls(connection, lease, after=run.retried_after) if run.llm_calls else [],
+        reviews=await bearing_reviews(connection, *of_run),
         last_call=run.llm_calls,
     )
 
 
-async def _last_attempts(connection: AsyncConnection, lease: Lease) -> dict[TaskKey, StoredAttempt]:
+async def _attempts(connection: AsyncConnection, lease: Lease) -> dict[TaskKey, list[StoredAttempt]]:
     query = (
         sa.select(attempts)
         .where(attempts.c.tenant_id == lease.tenant_id, attempts.c.run_id == lease.run_id)
         .order_by(attempts.c.task_key, attempts.c.number)
     )
-    return {
-        row.task_key: StoredAttempt(
-            number=row.number, status=AttemptStatus(row.status), description=row.description, error=row.error
+    found: dict[TaskKey, list[StoredAttempt]] = {}
+    for row in await connection.execute(query):
+        found.setdefault(row.task_key, []).append(
+            StoredAttempt(
+                number=row.number, status=AttemptStatus(row.status), description=row.description, error=row.error
+            )
         )
-        for row in await connection.execute(query)
-    }
+    return found
 
 
-async def _calls(connection: AsyncConnection, lease: Lease) -> list[StoredCall]:
-    matters = calls.c.status.in_((CallStatus.OPEN, CallStatus.FAILED)) | (calls.c.seat != Seat.EXECUTOR)
+async def _calls(connection: AsyncConnection, lease: Lease, *, after: int) -> list[StoredCall]:
+    """Those since the last retry; of those before it, the ones that were left open."""
+    matters = (calls.c.status == CallStatus.OPEN) | (
+        (calls.c.number > after)
+        & ((calls.c.status == CallStatus.FAILED) | calls.c.error.is_not(None) | (calls.c.seat != Seat.EXECUTOR))
+    )
     query = (
         sa.select(calls)
         .where(calls.c.tenant_id == lease.tenant_id, calls.c.run_id == lease.run_id, matters)
@@ -103,6 +122,8 @@ async def _calls(connection: AsyncConnection, lease: Lease) -> list[StoredCall]:
             answer=row.answer,
             error=row.error,
             retry_at=row.retry_at,
+            reserved=Usage(input_tokens=row.reserved_input_tokens, output_tokens=row.reserved_output_tokens),
+            reserved_cost_nano_usd=row.reserved_cost_nano_usd,
         )
         for row in await connection.execute(query)
     ]

@@ -1,4 +1,4 @@
-"""Runs: made, read, listed, stopped and deleted on behalf of clients."""
+"""Runs: made, read, listed, ended and deleted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.generation import NewPlan
 from app.domain.ids import GoalId, RunId, TaskKey, TenantId
 from app.domain.status import (
     FINISHED,
@@ -17,10 +18,11 @@ from app.domain.status import (
     StopRequest,
     TaskStatus,
 )
-from app.storage.changes import Changes, NewEvent, NewPlan, Rows, count_by_status, write
+from app.domain.usage import Usage
+from app.storage.changes import Changes, NewEvent, Rows, count_by_status
 from app.storage.database import new_id, now_ms
 from app.storage.records import RunRecord
-from app.storage.tables import attempts, calls, goals, runs, tasks
+from app.storage.tables import attempts, calls, goals, reviews, runs, tasks
 
 UNFINISHED_TASKS = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.RETRYING, TaskStatus.AWAITING_REVIEW)
 
@@ -82,12 +84,22 @@ async def create_run(
 
 def plan_created(plan: NewPlan) -> dict[str, Any]:
     """The data of a `plan.created` event."""
-    return {"generation": plan.generation, "reason": plan.reason, "tasks": len(plan.tasks)}
+    data: dict[str, Any] = {"generation": plan.generation, "reason": plan.reason, "tasks": len(plan.tasks)}
+    if plan.parent_generation is not None:
+        data["failed_task_keys"] = list(plan.failed_task_keys)
+    return data
 
 
 async def get_run(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
     """The run, or None when the tenant has no such run."""
     found = (await connection.execute(_SELECT_ONE, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
+    return None if found is None else _record(found)
+
+
+async def lock_run(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
+    """The run, kept from changing until this transaction ends."""
+    query = _SELECT_ONE.with_for_update(of=runs)
+    found = (await connection.execute(query, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
     return None if found is None else _record(found)
 
 
@@ -114,29 +126,6 @@ async def list_runs(
     return [_record(row) for row in await connection.execute(query)]
 
 
-async def request_cancel(
-    connection: AsyncConnection, tenant_id: TenantId, run_id: RunId
-) -> tuple[RunRecord, bool] | None:
-    """Cancel a run that no worker holds at once; ask the worker that holds it to.
-
-    The run as it then is, and whether this request did anything: a finished run, or one that is asked to cancel
-    already, is left as it is. None when there is no such run.
-    """
-    run = await _locked(connection, tenant_id, run_id)
-    if run is None:
-        return None
-    if run.status in FINISHED or (run.held and run.stop_requested is StopRequest.CANCEL):
-        return run, False
-    changes = Changes(tenant_id=tenant_id, run_id=run_id, token=None)
-    if run.held:
-        changes.stop_requested = StopRequest.CANCEL
-    else:
-        await end_unfinished(connection, changes, RunStatus.CANCELLED)
-    await connection.run_sync(write, [changes])
-    now = await get_run(connection, tenant_id, run_id)
-    return None if now is None else (now, True)
-
-
 async def end_unfinished(connection: AsyncConnection, changes: Changes, status: RunStatus) -> None:
     """Add to the changes all that a run's end means for what it leaves unfinished, as the rows now have it."""
     of_run = {"tenant_id": changes.tenant_id, "run_id": changes.run_id}
@@ -155,10 +144,13 @@ async def end_unfinished(connection: AsyncConnection, changes: Changes, status: 
         of_run,
     ):
         changes.attempt_ended(row.task_key, row.number, AttemptStatus.CANCELLED)
-    for (number,) in await connection.execute(
-        sa.select(calls.c.number).where(_owned(calls), calls.c.status == CallStatus.OPEN), of_run
-    ):
-        changes.call_ended(number, CallStatus.LOST)
+    opened = sa.select(calls).where(_owned(calls), calls.c.status == CallStatus.OPEN)
+    for row in await connection.execute(opened, of_run):
+        reserved = Usage(input_tokens=row.reserved_input_tokens, output_tokens=row.reserved_output_tokens)
+        changes.call_ended(row.number, CallStatus.LOST, usage=reserved, cost_nano_usd=row.reserved_cost_nano_usd)
+    waiting = sa.select(reviews.c.id).where(_owned(reviews), reviews.c.closed_at.is_(None))
+    for (review_id,) in await connection.execute(waiting, of_run):
+        changes.review_closed(review_id)
     changes.status = status
     changes.progress = count_by_status(statuses)
     changes.over = True
@@ -170,7 +162,7 @@ async def end_unfinished(connection: AsyncConnection, changes: Changes, status: 
 
 async def delete_run(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
     """Delete a finished run with all that it holds. The run as it was: one that is not finished is still there."""
-    run = await _locked(connection, tenant_id, run_id)
+    run = await lock_run(connection, tenant_id, run_id)
     if run is not None and run.status in FINISHED:
         await connection.execute(sa.delete(runs).where(runs.c.tenant_id == tenant_id, runs.c.id == run_id))
     return run
@@ -185,13 +177,6 @@ _SELECT_RUN = sa.select(
 _THIS_RUN = (runs.c.tenant_id == sa.bindparam("tenant_id")) & (runs.c.id == sa.bindparam("run_id"))
 _SELECT_ONE = _SELECT_RUN.where(_THIS_RUN)
 _SELECT_VERSION = sa.select(runs.c.version, runs.c.status).where(_THIS_RUN)
-
-
-async def _locked(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
-    """The run, kept from changing until this transaction ends."""
-    query = _SELECT_ONE.with_for_update(of=runs)
-    found = (await connection.execute(query, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
-    return None if found is None else _record(found)
 
 
 def _owned(table: sa.Table) -> sa.ColumnElement[bool]:
@@ -238,6 +223,14 @@ def _record(row: sa.Row[Any]) -> RunRecord:
         tool_calls=row.tool_calls,
         input_tokens=row.input_tokens,
         output_tokens=row.output_tokens,
+        cost_nano_usd=row.cost_nano_usd,
+        budget_warned=row.budget_warned or (),
+        active_ms=row.active_ms,
+        active_since=row.active_since,
+        open_reviews=row.open_reviews,
+        answers=row.answers,
+        replans=row.replans,
+        retried_after=row.retried_after,
         version=row.version,
         created_at=row.created_at,
         started_at=row.started_at,

@@ -69,6 +69,19 @@ runs = sa.Table(
     sa.Column("tool_calls", sa.Integer, nullable=False, server_default="0"),
     sa.Column("input_tokens", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("output_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    # In 1e-9 USD; NULL until a call whose model has a price.
+    sa.Column("cost_nano_usd", sa.BigInteger),
+    # Limits of the budget whose 80 % mark has been told of.
+    sa.Column("budget_warned", Json),
+    # Time in `planning` and `running` up to `active_since`, which is set in these two only.
+    sa.Column("active_ms", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("active_since", Millis),
+    # Reviews nobody has answered, and all answers so far: a worker that holds the run looks at their number.
+    sa.Column("open_reviews", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("answers", sa.Integer, nullable=False, server_default="0"),
+    # How many of `max_replans` are used up, and the last call made, before a client's last retry.
+    sa.Column("replans", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("retried_after", sa.Integer, nullable=False, server_default="0"),
     # The last event's number, and one more with every change that a reader could see.
     sa.Column("event_seq", sa.Integer, nullable=False, server_default="0"),
     sa.Column("version", sa.Integer, nullable=False, server_default="1"),
@@ -134,6 +147,11 @@ tasks = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("result", Json),
     sa.Column("skip_reason", sa.Text),
+    # The description as last reworded, and whether recovery has reworded it: it does so once.
+    sa.Column("wording", sa.Text),
+    sa.Column("reworded", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Attempts that no longer count: made before the last rewording, answer or retry.
+    sa.Column("attempts_before", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_attempt_at", Millis),
     sa.Column("started_at", Millis),
     sa.Column("finished_at", Millis),
@@ -183,8 +201,15 @@ calls = sa.Table(
     sa.Column("try_number", sa.Integer, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("model", sa.String(200), nullable=False),
+    # The run's newest plan when it was sent, 0 before there is one.
+    sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
+    # What it was expected to use: what a lost or cut call is taken to have used.
+    sa.Column("reserved_input_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("reserved_output_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("reserved_cost_nano_usd", sa.BigInteger),
     sa.Column("input_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("cost_nano_usd", sa.BigInteger),
     # What came back, where a later request quotes it (a rejected plan).
     sa.Column("answer", sa.Text),
     sa.Column("error", Json),
@@ -193,6 +218,27 @@ calls = sa.Table(
     sa.Column("finished_at", Millis),
     _of_run(),
     sa.Index("ix_calls_tenant_id_run_id_task_key", "tenant_id", "run_id", "task_key"),
+)
+
+# What a run asks of a person. Open: not answered, not closed. Answered and not closed: the answer waits for a worker.
+# Closed and not answered: the run ended first.
+reviews = sa.Table(
+    "reviews",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("task_key", sa.Text),
+    # Of the plan that is to be approved.
+    sa.Column("generation", sa.Integer),
+    sa.Column("question", Json, nullable=False),
+    sa.Column("allowed_answers", Json, nullable=False),
+    sa.Column("answer", Json),
+    sa.Column("opened_at", Millis, nullable=False),
+    sa.Column("answered_at", Millis),
+    sa.Column("closed_at", Millis),
+    _of_run(),
 )
 
 events = sa.Table(

@@ -1,9 +1,11 @@
 """Tasks as stored, read: pages for clients, attempts of one, all of a run."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import RunId, TaskKey, TenantId
@@ -22,16 +24,24 @@ async def list_tasks(
     limit: int,
     after: int = -1,
     generation: int | None = None,
+    keys: Collection[TaskKey] | None = None,
     statuses: Sequence[TaskStatus] = (),
     with_results: bool = True,
 ) -> list[TaskRecord]:
-    """Tasks in plan order, from the position behind `after`; without results `result` is None throughout."""
+    """Tasks in plan order, from the position behind `after`; without results `result` is None throughout.
+
+    `generation` keeps those that it added, `keys` those of these names; with both, whichever fits.
+    """
     columns = list(tasks.c) if with_results else [*_ALL_BUT_RESULT, sa.null().label("result")]
     query = sa.select(*columns).where(
         tasks.c.tenant_id == tenant_id, tasks.c.run_id == run_id, tasks.c.position > after
     )
-    if generation is not None:
-        query = query.where(tasks.c.generation == generation)
+    wanted = [] if generation is None else [tasks.c.generation == generation]
+    if keys:
+        # One value whatever their number: a plan carries thousands, and databases bound the parameters of a statement.
+        wanted.append(tasks.c.key.in_(_members(connection, keys)))
+    if wanted:
+        query = query.where(sa.or_(*wanted))
     if statuses:
         query = query.where(tasks.c.status.in_(statuses))
     rows = (await connection.execute(query.order_by(tasks.c.position).limit(limit))).all()
@@ -60,13 +70,14 @@ async def list_attempts(
             sa.func.count().label("llm_calls"),
             sa.func.coalesce(sa.func.sum(calls.c.input_tokens), 0).label("input_tokens"),
             sa.func.coalesce(sa.func.sum(calls.c.output_tokens), 0).label("output_tokens"),
+            sa.func.sum(calls.c.cost_nano_usd).label("cost_nano_usd"),
         )
         .where(calls.c.tenant_id == tenant_id, calls.c.run_id == run_id, calls.c.task_key.in_(keys))
         .group_by(calls.c.task_key, calls.c.attempt)
         .subquery()
     )
     query = (
-        sa.select(attempts, summed.c.llm_calls, summed.c.input_tokens, summed.c.output_tokens)
+        sa.select(attempts, summed.c.llm_calls, summed.c.input_tokens, summed.c.output_tokens, summed.c.cost_nano_usd)
         .join(
             summed,
             (summed.c.task_key == attempts.c.task_key) & (summed.c.attempt == attempts.c.number),
@@ -88,6 +99,7 @@ async def list_attempts(
                 llm_calls=row.llm_calls or 0,
                 input_tokens=int(row.input_tokens or 0),
                 output_tokens=int(row.output_tokens or 0),
+                cost_nano_usd=None if row.cost_nano_usd is None else int(row.cost_nano_usd),
             )
         )
     return found
@@ -109,6 +121,17 @@ async def _dependencies(
     return found
 
 
+def _members(connection: AsyncConnection, keys: Collection[TaskKey]) -> sa.ScalarSelect[Any]:
+    """The keys as a subquery over one JSON document."""
+    document = json.dumps(list(keys))
+    if connection.dialect.name == "sqlite":
+        each = sa.func.json_each(sa.bindparam(None, document, sa.Text, unique=True)).table_valued("value")
+    else:
+        value = sa.cast(sa.bindparam(None, document, sa.Text, unique=True), postgresql.JSONB)
+        each = sa.func.jsonb_array_elements_text(value).table_valued("value")
+    return sa.select(each.c.value).scalar_subquery()
+
+
 def _record(row: sa.Row[Any], depends_on: Sequence[TaskKey]) -> TaskRecord:
     return TaskRecord(
         key=row.key,
@@ -123,6 +146,9 @@ def _record(row: sa.Row[Any], depends_on: Sequence[TaskKey]) -> TaskRecord:
         status=TaskStatus(row.status),
         result=row.result,
         skip_reason=row.skip_reason,
+        wording=row.wording,
+        reworded=bool(row.reworded),
+        attempts_before=row.attempts_before,
         next_attempt_at=row.next_attempt_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

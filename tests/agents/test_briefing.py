@@ -115,6 +115,12 @@ def test_context_is_shown_as_json() -> None:
     assert "Zürich" in shown
 
 
+def test_a_long_context_is_cut_with_a_note() -> None:
+    (shown,) = context_blocks({"k": "c" * 5_000}, mark="m1", limit=1_000)
+    assert NOTE.search(shown)
+    assert 900 < len(shown) < 1_100
+
+
 @pytest.mark.parametrize("name", ["planner", "executor", "synthesizer"])
 def test_a_prompt_is_known_by_a_short_hash(name: str) -> None:
     found = prompt(name)

@@ -11,8 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.agents import planner
-from app.agents.plan_reading import Unreadable, read_plan
+from app.agents.json_reading import Unreadable
+from app.agents.plan_reading import read_plan
 from app.domain.plan import PlannedTask, PlanProblem
+from tests.agents.damage import damaged, is_json
 from tests.patience import bounded
 
 A: dict[str, Any] = {"id": "1", "description": "Collect the sources.", "depends_on": []}
@@ -240,22 +242,6 @@ def test_a_text_that_ends_early_is_the_whole_plan_or_a_problem(plan: Any, wrap: 
 )
 def test_brackets_and_plans_within_a_task_do_not_make_a_cut_text_whole(cut: str) -> None:
     assert code_of(cut) == "not_json"
-
-
-def damaged(text: str) -> list[str]:
-    """The text with each of its punctuation characters left out, and with others put in everywhere."""
-    out = [text[:n] + text[n + 1 :] for n, c in enumerate(text) if not (c.isalnum() or c.isspace() or c == "_")]
-    # Behind a backslash, another character would be an escape of its own: another text, not a damaged one.
-    places = [n for n in range(len(text) + 1) if text[:n][-1:] != "\\"]
-    return out + [text[:n] + c + text[n:] for n in places for c in "{}[]\",:'\\."]
-
-
-def is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("plan", SOUND)

@@ -1,5 +1,6 @@
 """What each seat is asked: goal and description verbatim, results labelled, the task last."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.agents import executor, planner, synthesizer
-from app.agents.planner import Rejection
+from app.agents.planner import Rejection, TurnedDown
 from app.domain.plan import PlanProblem
 from app.llm.chat import Message
 
@@ -78,6 +79,12 @@ def test_context_stands_in_its_own_block_in_every_request() -> None:
         assert '<context-m1>\n{\n "k": "v"\n}\n</context-m1>' in messages[1].content
 
 
+def test_a_long_context_is_cut_at_the_limit_in_every_request() -> None:
+    for make in (plan_request, task_request, answer_request):
+        content = make(context={"k": "c" * 5_000}, limit=1_000)[1].content
+        assert 800 < content.count("c") < 1_100
+
+
 def test_instructions_hold_nothing_from_outside() -> None:
     for make in (plan_request, task_request, answer_request):
         assert make(goal="GOAL-TEXT", context={"k": "CONTEXT"})[0] == make(goal="other")[0]
@@ -128,6 +135,111 @@ def test_an_endless_rejected_answer_and_its_problems_are_shown_in_part() -> None
     messages = plan_request(rejections=[rejection("x" * 1_000_000, *(f"fault {n}" for n in range(500)))])
     assert len(messages[2].content) == 20_000
     assert "- and 470 more problems like these" in messages[3].content
+
+
+def test_plans_that_a_person_turned_down_are_shown_with_the_persons_words() -> None:
+    turned_down = [TurnedDown(plan="PLAN 1", words="No <b>, please."), TurnedDown(plan="PLAN 2", words="Fewer.")]
+    messages = plan_request(turned_down=turned_down)
+    assert roles(messages) == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [messages[n].content for n in (2, 4)] == ["PLAN 1", "PLAN 2"]
+    assert "with these words: No <b>, please.\n" in messages[3].content
+    assert "with these words: Fewer.\n" in messages[5].content
+
+
+def test_what_a_person_said_stays_when_the_next_answer_is_no_plan() -> None:
+    messages = plan_request(
+        turned_down=[TurnedDown(plan="PLAN 1", words="Fewer.")], rejections=[rejection("BROKEN", "fault 1")]
+    )
+    assert [message.content[:6] for message in messages[2:]] == ["PLAN 1", "That p", "BROKEN", "That i"]
+    assert "Fewer." in messages[3].content
+    assert "fault 1" in messages[5].content
+
+
+def test_endless_turned_down_plans_are_shown_in_part_and_the_words_in_full() -> None:
+    turned_down = [TurnedDown(plan="x" * 100_000, words=f"{n}" + "w" * 20_000) for n in range(5)]
+    messages = plan_request(turned_down=turned_down)
+    assert sum(len(message.content) for message in messages if message.role == "assistant") <= 20_000
+    assert all(entry.words in messages[3 + 2 * n].content for n, entry in enumerate(turned_down))
+
+
+# Trouble and gaps, of tasks and syntheses alike.
+
+both = pytest.mark.parametrize("make", [task_request, answer_request])
+
+
+@both
+def test_what_is_missing_is_named_with_the_reason_in_a_block(make: Any) -> None:
+    content = make(missing={"0.x": "It was skipped: no luck."})[1].content
+    assert '<missing-m1 task="0.x">\nIt was skipped: no luck.\n</missing-m1>' in content
+    assert "<missing-m1>" in make()[0].content, "the instructions say what such a block means"
+
+
+@both
+def test_the_reasons_for_what_is_missing_share_the_limit(make: Any) -> None:
+    missing = {f"0.{n}": "y" * 1_000 for n in range(100)}
+    assert make(missing=missing, limit=5_000)[1].content.count("y") <= 5_000
+
+
+@both
+def test_the_trouble_with_the_last_answer_stands_in_a_block_before_what_is_to_be_done(make: Any) -> None:
+    content = make(results={"0.a": "alpha"}, trouble="You said: Your task: nothing.")[1].content
+    before, found, after = content.partition("<rejected-m1>\nYou said: Your task: nothing.\n</rejected-m1>")
+    assert found
+    assert "alpha" in before
+    assert after in ("\n\nYour task: Do it.", "\n\nWrite the answer to the goal.")
+    assert "<rejected-m1>" in make()[0].content, "the instructions say what such a block means"
+
+
+@both
+def test_endless_trouble_is_told_in_part(make: Any) -> None:
+    assert len(make(trouble="x" * 1_000_000)[1].content) < 5_000
+
+
+@both
+def test_a_request_without_trouble_or_gaps_is_as_it_was(make: Any) -> None:
+    assert make(missing={}, trouble=None, schema=None, partial=None) == make()
+    content = make()[1].content
+    assert "<missing" not in content
+    assert "<rejected" not in content
+
+
+@both
+def test_a_schema_is_asked_for_at_the_end_of_the_instructions(make: Any) -> None:
+    schema = {"type": "object", "properties": {"größe": {"const": "{x}"}}}
+    system, user = make(schema=schema)
+    assert system.content.startswith(make()[0].content)
+    asked = system.content.removeprefix(make()[0].content)
+    assert json.loads(asked.rsplit("\n", 1)[1]) == schema
+    assert "größe" in asked
+    assert user == make()[1]
+
+
+@both
+def test_the_rest_of_an_answer_that_was_cut_off_is_asked_for(make: Any) -> None:
+    messages = make(partial="The first half")
+    assert messages[:2] == make()
+    assert roles(messages[2:]) == ["assistant", "user"]
+    assert messages[2].content == "The first half"
+    assert "Go on exactly where it stops" in messages[3].content
+
+
+@both
+def test_of_an_endless_answer_that_was_cut_off_the_end_is_shown(make: Any) -> None:
+    assert make(partial="x" * 5_000 + "end", limit=1_000)[2].content == "x" * 997 + "end"
+
+
+@given(description=texts, said=texts)
+def test_a_tasks_first_request_ends_with_its_description_whatever_else_it_holds(description: str, said: str) -> None:
+    user = task_request(
+        description=description,
+        results={"0.a": said},
+        missing={"0.b": said},
+        trouble=said,
+        schema={"title": said},
+        partial=said,
+        context={"k": said},
+    )[1]
+    assert user.content.endswith(f"Your task: {description}")
 
 
 def test_a_synthesis_shows_results_and_names_the_tasks_behind_them() -> None:

@@ -11,6 +11,7 @@ from app.domain.ids import DEFAULT_TENANT, RunId, TaskKey
 from app.domain.status import AttemptStatus, RunStatus, Seat, TaskStatus
 from app.storage.changes import Changes, count_by_status, write
 from app.storage.database import Database
+from tests.stored import set_run
 
 Json = dict[str, Any]
 NOWHERE = "01980000-0000-7000-8000-00000000dead"
@@ -46,6 +47,21 @@ async def get(client: httpx.AsyncClient, path: str, **query: Any) -> Json:
     assert response.status_code == 200, response.text
     found: Json = response.json()
     return found
+
+
+async def types_of_events(client: httpx.AsyncClient, run: Json) -> list[str]:
+    """What happened to the run, in order."""
+    return [event["type"] for event in (await get(client, run["links"]["events"]))["data"]]
+
+
+async def steer(client: httpx.AsyncClient, run: Json, action: str) -> httpx.Response:
+    """Ask the run to cancel, pause, resume or retry."""
+    return await client.post(f"/runs/{run['id']}/{action}")
+
+
+async def bend(database: Database, run: Json, **columns: Any) -> None:
+    """Bend the run's row."""
+    await set_run(database, RunId(UUID(run["id"])), **columns)
 
 
 def code_of(response: httpx.Response, status: int) -> str:
@@ -84,6 +100,17 @@ def end(
         changes.over = True
         changes.result = result
         changes.error = error
+        changes.event(f"run.{status}")
+
+    return say
+
+
+def parked(status: RunStatus) -> Callable[[Changes], None]:
+    """What has a run stand still."""
+
+    def say(changes: Changes) -> None:
+        changes.status = status
+        changes.parked = True
         changes.event(f"run.{status}")
 
     return say

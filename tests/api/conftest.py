@@ -1,6 +1,7 @@
 """The API in this process, on a real database; no worker runs, so that runs stand as the tests leave them."""
 
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -9,7 +10,7 @@ from fastapi import FastAPI
 from app.api.routes import create_api
 from app.api.services import Services
 from app.api.watch import RunWatch
-from app.settings import Settings
+from app.settings import ModelPrice, Settings
 from app.storage.database import Database
 from tests.api.asking import asking
 from tests.service_process import free_port
@@ -19,6 +20,12 @@ from tests.service_process import free_port
 def settings() -> Settings:
     """Of a service with a model."""
     return Settings(llm_base_url="http://127.0.0.1:9/v1", llm_model="scripted")
+
+
+@pytest.fixture
+def priced(settings: Settings) -> None:
+    """The models of the service have prices."""
+    settings.llm_prices["scripted"] = ModelPrice(input=Decimal("0.15"), output=Decimal("0.6"))
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
 """A client's own plan: stored as drawn, or refused with everything that is wrong with it."""
 
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from app.api.services import Services
+from app.domain.ids import RunId
+from app.storage import tables
 from tests.api.asking import Json, chain, code_of, get, new_run
+from tests.stored import rows_of
 
 
 def _task(task_id: Any, *depends_on: Any, description: str = "Do it") -> Json:
@@ -31,6 +36,7 @@ async def test_a_plan_is_stored_as_generation_0(client: httpx.AsyncClient) -> No
         "superseded": [],
         "waves": [["0.a", "0.d"], ["0.b"], ["0.c"]],
         "critical_path": ["0.a", "0.b", "0.c"],
+        "usage": {"llm_calls": 0, "tool_calls": 0, "input_tokens": 0, "output_tokens": 0, "cost_usd": None},
     }
     assert stored["tasks"][0] == {
         "key": "0.c",
@@ -48,6 +54,19 @@ async def test_a_plan_is_stored_as_generation_0(client: httpx.AsyncClient) -> No
         "started_at": None,
         "finished_at": None,
     }
+
+
+async def test_a_task_keeps_whether_it_is_critical_and_what_its_result_must_match(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    schema = {"type": "object", "required": ["n"]}
+    run = await new_run(client, plan={"tasks": [{**_task("a"), "critical": False, "output_schema": schema}]})
+    again = (await client.post(f"/goals/{run['goal_id']}/runs")).json()
+
+    for one in (run, again):
+        (task,) = await rows_of(services.database, tables.tasks, RunId(UUID(one["id"])))
+        assert (bool(task["critical"]), task["output_schema"]) == (False, schema)
+        assert (await get(client, f"{one['links']['tasks']}/0.a"))["critical"] is False
 
 
 async def test_integer_ids_are_kept_as_their_digits(client: httpx.AsyncClient) -> None:

@@ -56,8 +56,18 @@ schema = schemathesis.openapi.from_dict(
 )
 
 
-BEYOND_JSON_SCHEMA = {"invalid_cursor", "plan_invalid", "idempotency_key_reused", "run_deleted"}
-"""Why a request that fits its schema may be refused all the same; and where `min_tasks` exceeds `max_tasks`."""
+BEYOND_JSON_SCHEMA = {
+    "invalid_cursor",
+    "plan_invalid",
+    "invalid_schema",
+    "no_price",
+    "budget_too_small",
+    "idempotency_key_reused",
+    "run_deleted",
+}
+"""Why a request that fits its schema may be refused all the same."""
+CONTRADICTIONS = {("/options/min_tasks", "out_of_range"), ("/options/output_schema", "not_allowed")}
+"""And where two of its options cannot go together."""
 
 
 def refused_only_for_what_no_schema_can_say(
@@ -67,8 +77,9 @@ def refused_only_for_what_no_schema_can_say(
     fits = case.meta is not None and case.meta.generation.mode == schemathesis.GenerationMode.POSITIVE
     if fits and response.status_code in (400, 410, 413, 415, 422):
         problem = response.json()
-        crossed = [(error["pointer"], error["code"]) for error in problem["errors"]]
-        assert problem["code"] in BEYOND_JSON_SCHEMA or crossed == [("/options/min_tasks", "out_of_range")], problem
+        crossed = {(error["pointer"], error["code"]) for error in problem["errors"]}
+        beyond = {(pointer, code) for pointer, code in crossed if code in BEYOND_JSON_SCHEMA}
+        assert problem["code"] in BEYOND_JSON_SCHEMA or (crossed and crossed <= CONTRADICTIONS | beyond), problem
 
 
 @schema.parametrize()

@@ -71,12 +71,13 @@ async def test_a_goal_is_answered_with_its_queued_run(client: httpx.AsyncClient)
         "metadata": {"ticket": "42"},
         "model": "scripted",
         "open_reviews": 0,
-        "allowed_actions": ["cancel"],
+        "allowed_actions": ["cancel", "pause"],
         "links": {
             "self": f"/runs/{run['id']}",
             "goal": f"/goals/{run['goal_id']}",
             "plan": f"/runs/{run['id']}/plan",
             "tasks": f"/runs/{run['id']}/tasks",
+            "reviews": f"/runs/{run['id']}/reviews",
             "events": f"/runs/{run['id']}/events",
         },
         "version": 1,
@@ -105,14 +106,24 @@ async def test_every_built_option_is_kept(client: httpx.AsyncClient) -> None:
         "max_parallel": 1_000,
         "max_attempts": 10,
         "task_timeout_seconds": 86_400,
-        "on_failure": "fail",
-        "synthesize": False,
+        "on_failure": "replan",
+        "max_replans": 0,
+        "on_exhausted": "review",
+        "approval": "plan",
+        "output_schema": {"type": "object"},
     }
     run = await new_run(client, options=options, mode="plan_only")
 
     assert run["options"] == {**DEFAULT_OPTIONS, **options}
     assert run["mode"] == "plan_only"
     assert run["model"] == "m"
+
+
+async def test_a_budget_is_kept(client: httpx.AsyncClient) -> None:
+    budget = {"max_tokens": 2**53, "max_llm_calls": 1, "max_tool_calls": 0, "max_seconds": 0.5, "max_cost_usd": None}
+    run = await new_run(client, budget=budget)
+
+    assert run["budget"] == budget
 
 
 async def test_an_integer_may_be_written_with_a_point(client: httpx.AsyncClient) -> None:
@@ -276,7 +287,7 @@ async def test_a_rerun_walks_the_clients_plan_again(client: httpx.AsyncClient) -
     again, before = [await get(client, f"{one['links']['plan']}") for one in (run, first)]
     assert again["reason"] == "client"
     assert [{**task, "status": "pending"} for task in again["tasks"]] == before["tasks"]
-    assert again["waves"] == [["0.a"], ["0.b"]]
+    assert (again["waves"], again["critical_path"]) == ([["0.a"], ["0.b"]], ["0.a", "0.b"])
 
 
 async def test_a_rerun_with_a_null_plan_has_one_drawn(client: httpx.AsyncClient) -> None:

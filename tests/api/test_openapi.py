@@ -22,10 +22,16 @@ OPERATIONS = {
     "getRun": ("get", "/runs/{run_id}"),
     "deleteRun": ("delete", "/runs/{run_id}"),
     "cancelRun": ("post", "/runs/{run_id}/cancel"),
+    "pauseRun": ("post", "/runs/{run_id}/pause"),
+    "resumeRun": ("post", "/runs/{run_id}/resume"),
+    "retryRun": ("post", "/runs/{run_id}/retry"),
     "getPlan": ("get", "/runs/{run_id}/plan"),
     "listPlans": ("get", "/runs/{run_id}/plans"),
     "listTasks": ("get", "/runs/{run_id}/tasks"),
     "getTask": ("get", "/runs/{run_id}/tasks/{task_key}"),
+    "listReviews": ("get", "/runs/{run_id}/reviews"),
+    "getReview": ("get", "/runs/{run_id}/reviews/{review_id}"),
+    "answerReview": ("post", "/runs/{run_id}/reviews/{review_id}"),
     "listEvents": ("get", "/runs/{run_id}/events"),
     "getHealth": ("get", "/healthz"),
     "getReadiness": ("get", "/readyz"),
@@ -74,6 +80,10 @@ async def test_every_success_shows_an_example_that_fits_its_model(document: Any)
         (examples.RUNNING_RUN, "Run"),
         (examples.SUCCEEDED_RUN, "Run"),
         (examples.CANCELLED_RUN, "Run"),
+        (examples.PAUSED_RUN, "Run"),
+        (examples.RETRIED_RUN, "Run"),
+        (examples.REVIEW, "Review"),
+        (examples.ANSWERED_REVIEW, "Review"),
         (examples.TASK, "Task"),
         (examples.TASK_WITH_ATTEMPTS, "Task"),
         (examples.PLAN, "Plan"),
@@ -88,6 +98,15 @@ async def test_each_example_fits_its_schema(document: Any, example: Any, schema:
     whole = {"$ref": f"#/components/schemas/{schema}", "components": document["components"]}
     Draft202012Validator(whole).validate(example)
     assert schema.startswith("New") or example.keys() == set(document["components"]["schemas"][schema]["properties"])
+
+
+async def test_each_example_of_a_body_fits_it(document: Any) -> None:
+    for _, path, found in _operations(document):
+        for content in found.get("requestBody", {"content": {}})["content"].values():
+            validator = Draft202012Validator({**content["schema"], "components": document["components"]})
+            assert content["examples"], path
+            for example in content["examples"].values():
+                validator.validate(example["value"])
 
 
 async def test_every_problem_shown_has_the_status_that_the_table_gives_it(document: Any) -> None:
@@ -109,7 +128,7 @@ async def test_every_route_can_fail_inside_and_without_its_database(document: An
 
 
 async def test_bodies_that_are_read_by_hand_are_documented(document: Any) -> None:
-    for name in ("createGoal", "rerunGoal"):
+    for name in ("createGoal", "rerunGoal", "retryRun", "answerReview"):
         method, path = OPERATIONS[name]
         content = document["paths"][path][method]["requestBody"]["content"]["application/json"]
         assert content["schema"]["$ref"].rpartition("/")[2] in document["components"]["schemas"]
@@ -118,7 +137,7 @@ async def test_bodies_that_are_read_by_hand_are_documented(document: Any) -> Non
 
 async def test_it_says_what_the_bodies_refuse_as_not_built_yet(document: Any) -> None:
     schemas = document["components"]["schemas"]
-    assert schemas["Options"]["properties"]["on_failure"]["enum"] == ["auto", "fail"]
+    assert schemas["Options"]["properties"]["approval"]["enum"] == ["none", "plan"]
     assert schemas["NewGoal"]["properties"]["webhook_url"]["enum"] == [None]
 
 

@@ -1,6 +1,4 @@
-"""Runs: read and polled, cancelled, deleted."""
-
-import asyncio
+"""Runs: read and polled, deleted."""
 
 import httpx
 import pytest
@@ -8,8 +6,9 @@ import pytest
 from app.api.services import Services
 from app.domain.ids import TaskKey
 from app.domain.status import RunStatus, TaskStatus
-from app.storage.dispatch import claim
 from tests.api.asking import NOWHERE, begin, chain, code_of, commit, end, get, new_run
+
+PATHS = ["", "/plan", "/plans", "/tasks", "/tasks/0.a", "/reviews", f"/reviews/{NOWHERE}", "/events"]
 
 
 async def test_an_unfinished_run_has_a_strong_etag_and_says_when_to_ask_again(client: httpx.AsyncClient) -> None:
@@ -34,7 +33,7 @@ async def test_a_finished_run_is_not_asked_for_again(client: httpx.AsyncClient, 
     found = response.json()
     assert "retry-after" not in response.headers
     assert (found["status"], found["error"], found["version"]) == ("failed", error, 3)
-    assert found["allowed_actions"] == ["delete"]
+    assert found["allowed_actions"] == ["retry", "delete"]
     assert found["created_at"] <= found["started_at"] <= found["finished_at"]
 
 
@@ -106,82 +105,16 @@ async def test_without_tasks_a_run_stays_small(client: httpx.AsyncClient) -> Non
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/plan", "/plans", "/tasks", "/tasks/0.1", "/events"],
+    PATHS,
 )
 async def test_a_run_that_is_not_there_is_not_found(client: httpx.AsyncClient, path: str) -> None:
     assert code_of(await client.get(f"/runs/{NOWHERE}{path}"), 404) == "run_not_found"
 
 
 @pytest.mark.parametrize("run_id", ["x", "%00", "%ff", "1" * 5_000, "01980000000070008000000000000001", "-1", "%20"])
-@pytest.mark.parametrize("path", ["", "/plan", "/plans", "/tasks", "/tasks/0.1", "/events"])
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_malformed_run_id_is_not_found_without_sql(lonely: httpx.AsyncClient, run_id: str, path: str) -> None:
     assert code_of(await lonely.get(f"/runs/{run_id}{path}"), 404) == "run_not_found"
-
-
-async def test_a_run_that_no_worker_holds_is_cancelled_at_once(client: httpx.AsyncClient) -> None:
-    run = await new_run(client, plan=chain("a", "b"))
-
-    response = await client.post(f"/runs/{run['id']}/cancel")
-
-    cancelled = response.json()
-    assert response.status_code == 202
-    assert (cancelled["status"], cancelled["stop_requested"]) == ("cancelled", None)
-    assert cancelled["progress"]["cancelled"] == 2
-    assert cancelled["allowed_actions"] == ["delete"]
-    assert [event["type"] for event in (await get(client, run["links"]["events"]))["data"]] == [
-        "run.queued",
-        "plan.created",
-        "task.cancelled",
-        "task.cancelled",
-        "run.cancelled",
-    ]
-
-
-async def test_cancelling_again_changes_nothing(client: httpx.AsyncClient) -> None:
-    run = await new_run(client)
-    first = await client.post(f"/runs/{run['id']}/cancel")
-
-    second = await client.post(f"/runs/{run['id']}/cancel")
-
-    assert second.status_code == 200
-    assert second.json() == first.json()
-
-
-async def test_the_worker_that_holds_a_run_is_asked_to_cancel_it(client: httpx.AsyncClient, services: Services) -> None:
-    run = await new_run(client)
-    async with services.database.write() as connection:
-        assert await claim(connection, owner="worker", limit=1, lease_ms=60_000)
-    await commit(services.database, run["id"], begin)
-
-    first = await client.post(f"/runs/{run['id']}/cancel")
-    second = await client.post(f"/runs/{run['id']}/cancel")
-
-    assert (first.status_code, second.status_code) == (202, 200)
-    assert (first.json()["status"], first.json()["stop_requested"]) == ("running", "cancel")
-    assert first.json()["allowed_actions"] == []
-    assert second.json() == first.json()
-
-
-@pytest.mark.parametrize("status", [RunStatus.SUCCEEDED, RunStatus.FAILED])
-async def test_a_run_that_finished_first_cannot_be_cancelled(
-    client: httpx.AsyncClient, services: Services, status: RunStatus
-) -> None:
-    run = await new_run(client)
-    await commit(services.database, run["id"], end(status))
-
-    response = await client.post(f"/runs/{run['id']}/cancel")
-
-    assert code_of(response, 409) == "invalid_transition"
-    assert response.json()["allowed_actions"] == ["delete"]
-
-
-async def test_many_cancels_at_once_cancel_once(client: httpx.AsyncClient) -> None:
-    run = await new_run(client)
-    async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(client.post(f"/runs/{run['id']}/cancel")) for _ in range(8)]
-
-    assert sorted(task.result().status_code for task in asked) == [200] * 7 + [202]
-    assert [event["type"] for event in (await get(client, run["links"]["events"]))["data"]].count("run.cancelled") == 1
 
 
 async def test_a_finished_run_is_deleted_with_all_that_it_held(client: httpx.AsyncClient) -> None:
@@ -191,7 +124,7 @@ async def test_a_finished_run_is_deleted_with_all_that_it_held(client: httpx.Asy
     response = await client.delete(run["links"]["self"])
 
     assert (response.status_code, response.content) == (204, b"")
-    for path in ("", "/plan", "/plans", "/tasks", "/tasks/0.a", "/events"):
+    for path in PATHS:
         assert code_of(await client.get(run["links"]["self"] + path), 404) == "run_not_found"
     assert (await get(client, run["links"]["goal"]))["run_ids"] == []
 
@@ -205,8 +138,5 @@ async def test_an_unfinished_run_is_not_deleted(client: httpx.AsyncClient) -> No
     assert (await client.get(run["links"]["self"])).status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/cancel"), ("DELETE", "")])
-async def test_what_is_not_there_is_neither_cancelled_nor_deleted(
-    client: httpx.AsyncClient, method: str, path: str
-) -> None:
-    assert code_of(await client.request(method, f"/runs/{NOWHERE}{path}"), 404) == "run_not_found"
+async def test_what_is_not_there_is_not_deleted(client: httpx.AsyncClient) -> None:
+    assert code_of(await client.delete(f"/runs/{NOWHERE}"), 404) == "run_not_found"

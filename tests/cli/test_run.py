@@ -82,6 +82,34 @@ def test_waves_without_running_tasks_are_summed_up_when_the_table_does_not_fit()
     assert "Do 0.a" not in screen.getvalue()
 
 
+def test_a_run_that_stands_still_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    waits, done = a_task("0.1", "awaiting_review"), a_task("0.1", "succeeded")
+    with fake_service(
+        a_run("running", [a_task("0.1", "running")]),
+        a_run("awaiting_review", [waits]),
+        a_run("paused", [waits]),
+        a_run("succeeded", [done], result="x"),
+    ) as service:
+        run_goal("Find out", url=service.url)
+    assert capsys.readouterr().out.splitlines()[2:5] == [
+        "run run-1  awaiting_review  waits for a person: answer at /runs/run-1/reviews",
+        "0.1 awaiting_review",
+        "run run-1  paused  goes on after POST /runs/run-1/resume",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [("awaiting_review", "answer at /runs/run-1/reviews"), ("paused", "POST /runs/run-1/resume")],
+)
+def test_the_live_table_says_what_a_run_waits_for_even_when_all_its_tasks_are_done(status: str, said: str) -> None:
+    screen = StringIO()
+    with LiveTable(Console(file=screen, force_terminal=True, color_system=None, width=120, height=40)) as table:
+        table.show(a_run(status, [a_task("0.1", "succeeded")]))
+    assert said in screen.getvalue()
+    assert "The answer is being written" not in screen.getvalue()
+
+
 def test_a_failed_run_ends_with_1_and_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     error = {"code": "task_failed", "message": "The model refused \x1b[2J.", "task_key": "0.1"}
     with fake_service(a_run("planning"), a_run("failed", [a_task("0.1", "failed")], error=error)) as service:

@@ -12,7 +12,8 @@ from app.domain import walk as walk_module
 from app.domain.failures import RunError
 from app.domain.ids import TaskKey
 from app.domain.status import Mode, RunStatus, TaskStatus
-from app.domain.walk import CutCalls, DrawPlan, Finish, StartTasks, Step, Synthesize, Walk, WalkTask
+from app.domain.steps import CutCalls, DrawPlan, Finish, StartTasks, Step, Synthesize, WalkTask
+from app.domain.walk import Walk
 
 PLENTY = 1_000
 BROKEN = RunError(code="task_failed", message="it broke")
@@ -151,7 +152,7 @@ def failing_walk() -> Walk:
     """Two in flight, one of them failed; two more are not started."""
     walk = make_walk({"a": [], "b": [], "c": [], "d": ["b"]}, max_parallel=2)
     assert starts(walk.next(0, PLENTY)) == ["a", "b"]
-    walk.failed(TaskKey("a"), BROKEN)
+    walk.failed_for_good(TaskKey("a"), BROKEN)
     return walk
 
 
@@ -163,7 +164,7 @@ def test_after_a_failure_nothing_starts_and_what_is_in_flight_is_waited_for() ->
 
 def test_a_run_fails_once_and_with_its_first_error() -> None:
     walk = failing_walk()
-    walk.failed(TaskKey("b"), RunError(code="llm_unavailable", message="the second"))
+    walk.failed_for_good(TaskKey("b"), RunError(code="llm_unavailable", message="the second"))
     assert walk.next(0, PLENTY) == [Finish(RunStatus.FAILED, BROKEN)]
     assert walk.next(0, PLENTY) == []
 
@@ -184,7 +185,8 @@ def test_what_is_unfinished_at_the_end_is_cancelled_in_plan_order() -> None:
 
 
 def test_a_failed_run_that_is_loaded_again_only_finishes() -> None:
-    walk = make_walk(tasks=tasks_of({"a": [], "b": []}, a=TaskStatus.FAILED), error=BROKEN)
+    walk = make_walk(tasks=tasks_of({"a": [], "b": []}, a=TaskStatus.FAILED))
+    walk.give_up(BROKEN)
     assert walk.wanted(0) == 0
     assert walk.next(0, PLENTY) == [Finish(RunStatus.FAILED, BROKEN)]
 
@@ -192,7 +194,7 @@ def test_a_failed_run_that_is_loaded_again_only_finishes() -> None:
 def test_a_failure_of_the_last_task_is_not_followed_by_a_synthesis() -> None:
     walk = make_walk({"a": [], "b": []})
     walk.next(0, PLENTY)
-    walk.failed(TaskKey("a"), BROKEN)
+    walk.failed_for_good(TaskKey("a"), BROKEN)
     assert finish_of(walk, "b") == [Finish(RunStatus.FAILED, BROKEN)]
 
 
@@ -228,7 +230,7 @@ def test_cancelling_cuts_a_call_of_the_run_as_a_whole(needs: dict[str, list[str]
     assert walk.in_flight == 1
     walk.cancel()
     assert walk.next(0, PLENTY) == [CutCalls()]
-    walk.call_cut(None)
+    walk.call_cut(DrawPlan() if needs is None else Synthesize())
     assert walk.next(0, PLENTY) == [Finish(RunStatus.CANCELLED)]
 
 
@@ -278,7 +280,7 @@ def test_a_rejected_plan_is_asked_for_again_at_once() -> None:
 def test_giving_up_on_the_plan_fails_the_run() -> None:
     walk = make_walk()
     walk.next(0, 1)
-    walk.call_cut(None)
+    walk.call_cut(DrawPlan())
     walk.give_up(BROKEN)
     assert walk.next(0, 1) == [Finish(RunStatus.FAILED, BROKEN)]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.domain.ids import TaskKey
 from app.domain.status import RunStatus, TaskStatus
-from app.domain.walk import Finish, StartTasks, Synthesize, Walk, WalkTask
+from app.domain.steps import Finish, StartTasks, Synthesize, WalkTask
+from app.domain.walk import Walk
 
 DONE = (TaskStatus.SUCCEEDED, TaskStatus.SKIPPED)
 

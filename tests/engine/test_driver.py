@@ -185,13 +185,33 @@ async def test_credentials_that_are_refused_fail_the_run_at_once(
 # --- answers that cannot be used
 
 
-@pytest.mark.parametrize("spoiled", [text(""), text("cut o", finish_reason="length")], ids=["empty", "cut off"])
-async def test_a_spoiled_answer_uses_an_attempt(engine: Engine, database: Database, spoiled: Reply) -> None:
-    engine.model.begin(script({("executor", "a"): [spoiled, spoiled, text("good")]}))
+async def test_a_spoiled_answer_uses_an_attempt(engine: Engine, database: Database) -> None:
+    engine.model.begin(script({("executor", "a"): [text(""), text(""), text("good")]}))
     run_id = await make_run(database, plan={"a": []})
     assert (await engine.ended(run_id)).result == "good"
     attempts = await rows_of(database, tables.attempts, run_id)
     assert [attempt["status"] for attempt in attempts] == ["failed", "failed", "succeeded"]
+
+
+async def test_an_answer_that_was_cut_off_is_gone_on_with_once(engine: Engine, database: Database) -> None:
+    cut = text("the start, ", finish_reason="length")
+    engine.model.begin(script({("executor", "a"): [cut, text("the end")]}))
+    run_id = await make_run(database, plan={"a": []})
+    assert (await engine.ended(run_id)).result == "the start, the end"
+    (attempt,) = await rows_of(database, tables.attempts, run_id)
+    assert attempt["status"] == "succeeded"
+    asked = engine.model.calls_for("0.a")[1].messages
+    assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
+    assert asked[2]["content"] == "the start, "
+
+
+async def test_an_answer_that_is_cut_off_twice_uses_an_attempt(engine: Engine, database: Database) -> None:
+    cut = text("on and on", finish_reason="length")
+    engine.model.begin(script({("executor", "a"): [cut, cut, text("short")]}))
+    run_id = await make_run(database, plan={"a": []})
+    assert (await engine.ended(run_id)).result == "short"
+    attempts = await rows_of(database, tables.attempts, run_id)
+    assert [attempt["status"] for attempt in attempts] == ["failed", "succeeded"]
 
 
 async def test_a_task_whose_attempts_are_used_up_fails_the_run(engine: Engine, database: Database) -> None:

@@ -99,15 +99,145 @@ def test_a_place_given_back_by_the_very_one_who_is_granted_it_goes_on() -> None:
     assert log == ["refused", "next"]
 
 
-@given(limit=st.integers(1, 4), moves=st.lists(st.tuples(st.sampled_from("twgl"), st.integers(0, 3)), max_size=60))
+# --- after a 429
+
+
+def room(places: Places) -> int:
+    """How many places can be taken now; they are given back."""
+    taken = places.take(1_000)
+    places.give_back(taken)
+    return taken
+
+
+def test_a_slow_down_halves_how_many_may_be_in_flight() -> None:
+    places = Places(8)
+    places.slow_down()
+    assert places.take(8) == 4
+    places.give_back(4)
+    places.slow_down()
+    assert places.take(8) == 2
+
+
+def test_one_call_may_always_be_in_flight() -> None:
+    places = Places(1)
+    places.slow_down()
+    assert places.take(1) == 1
+
+
+def test_calls_in_flight_at_a_slow_down_end_before_others_start() -> None:
+    places, run = Places(4), Run()
+    places.take(4)
+    places.wait(run.granted)
+    places.slow_down()
+    places.give_back(2)
+    assert run.held == 0
+    places.give_back()
+    assert run.held == 1
+
+
+def test_a_burst_of_429s_slows_down_once() -> None:
+    places = Places(8)
+    places.take(8)
+    for _ in range(8):
+        places.slow_down()
+        places.give_back()
+    assert places.take(8) == 4
+
+
+def test_a_429_after_the_burst_has_come_back_slows_down_again() -> None:
+    places = Places(8)
+    places.take(8)
+    places.slow_down()
+    places.give_back(8)
+    places.take(4)
+    places.slow_down()
+    places.give_back(4)
+    assert places.take(8) == 2
+
+
+def test_each_answer_allows_one_more_up_to_the_limit() -> None:
+    places = Places(8)
+    places.slow_down()
+    allowed = []
+    for _ in range(6):
+        places.speed_up()
+        allowed.append(room(places))
+    assert allowed == [5, 6, 7, 8, 8, 8]
+
+
+def test_answers_to_calls_of_before_the_slow_down_do_not_undo_it() -> None:
+    places = Places(8)
+    places.take(8)
+    places.slow_down()
+    places.give_back()
+    for _ in range(7):
+        places.speed_up()
+        places.give_back()
+    assert places.take(8) == 4
+
+
+def test_whoever_waits_gets_the_place_that_an_answer_allows() -> None:
+    places, log = Places(4), list[str]()
+    places.slow_down()
+    places.take(2)
+    for name in "ab":
+        places.wait(Run(name, log).granted)
+    assert log == []
+    places.speed_up()
+    assert log == ["a"]
+    places.speed_up()
+    assert log == ["a", "b"]
+
+
+def test_a_slow_down_takes_no_place_away_for_good() -> None:
+    places = Places(4)
+    places.take(4)
+    places.slow_down()
+    places.give_back(4)
+    assert places._free == 4
+
+
+@given(limit=st.integers(1, 8), moves=st.lists(st.sampled_from("fau"), max_size=60))
+def test_the_pace_changes_only_with_news_of_calls_sent_since_it_last_slowed_down(limit: int, moves: list[str]) -> None:
+    """Calls that come back in the order in which they were sent: f with a 429, a with an answer, u with another fault.
+
+    All places that can be taken are taken at once; each call is kept as the number of slow-downs before it was sent.
+    """
+    places, allowed, slowed = Places(limit), limit, 0
+    in_flight = [0] * places.take(limit)
+    for move in moves:
+        current = in_flight.pop(0) == slowed
+        if move == "f":
+            places.slow_down()
+            if current:
+                allowed, slowed = max(1, allowed // 2), slowed + 1
+        elif move == "a":
+            places.speed_up()
+            if current:
+                allowed = min(limit, allowed + 1)
+        places.give_back()
+        in_flight += [slowed] * places.take(limit)
+        assert len(in_flight) == allowed or (len(in_flight) > allowed and in_flight[0] < slowed)
+    places.give_back(len(in_flight))
+    assert places._free == limit
+    assert places.take(limit) == allowed
+
+
+# --- whatever happens
+
+
+@given(limit=st.integers(1, 4), moves=st.lists(st.tuples(st.sampled_from("twglsu"), st.integers(0, 3)), max_size=60))
 def test_places_are_neither_made_nor_lost_nor_idle_while_somebody_waits(
     limit: int, moves: list[tuple[str, int]]
 ) -> None:
     places = Places(limit)
     runs = [Run() for _ in range(4)]
     waiting: list[Callable[[], None]] = []
+    allowed, outdated = limit, 0
     for move, number in moves:
         run = runs[number]
+        before = [r.held for r in runs]
+        in_flight = sum(before)
         match move:
             case "t":
                 taken = places.take(number)
@@ -115,24 +245,34 @@ def test_places_are_neither_made_nor_lost_nor_idle_while_somebody_waits(
                 assert taken == 0 or not waiting
                 run.held += taken
             case "w" if run.granted not in waiting:
-                held = run.held
+                waiting.append(run.granted)
                 places.wait(run.granted)
-                if run.held == held:
-                    waiting.append(run.granted)
             case "g" if run.held:
                 run.held -= 1
                 before = [r.held for r in runs]
+                outdated = max(0, outdated - 1)
                 places.give_back()
-                grown = [r for r, held in zip(runs, before, strict=True) if r.held > held]
-                assert [r.granted for r in grown] == waiting[:1]
-                waiting = waiting[1:]
             case "l":
                 places.leave(run.granted)
                 waiting = [w for w in waiting if w != run.granted]
+            case "s":
+                places.slow_down()
+                if not outdated:
+                    allowed, outdated = max(1, allowed // 2), in_flight
+            case "u":
+                places.speed_up()
+                if not outdated:
+                    allowed = min(limit, allowed + 1)
+        if move != "t":
+            grown = [r.granted for r, held in zip(runs, before, strict=True) if r.held > held]
+            assert grown == waiting[: len(grown)]
+            waiting = waiting[len(grown) :]
         held = sum(r.held for r in runs)
-        assert held <= limit
-        assert held == limit or not waiting
+        assert held <= max(allowed, in_flight)
+        assert held >= allowed or not waiting
+        assert places._free == limit - held
     for run in runs:
         places.leave(run.granted)
     places.give_back(sum(run.held for run in runs))
-    assert places.take(limit + 1) == limit
+    assert places._free == limit
+    assert places.take(limit + 1) == allowed

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from app.domain.ids import RunId
 from app.storage import tables
 from app.storage.database import Database
-from app.storage.runs import request_cancel
+from app.storage.steering import request_cancel
 from tests.engine.conftest import Engine, Gates, WorkerHere
 from tests.invariants import check
 from tests.scripted_model import DIAMOND, Plan, error, hang, plan_reply, script, text
@@ -56,7 +56,8 @@ async def test_what_had_succeeded_is_kept_and_what_was_in_flight_is_asked_once_m
     assert await events_of(database, run_id, "0.b") == ["task.started", "task.recovered", "task.succeeded"]
     calls = await rows_of(database, tables.calls, run_id)
     assert [call["status"] for call in calls] == ["answered", "lost", "lost", *["answered"] * 4]
-    assert (run.llm_calls, run.input_tokens, run.output_tokens) == (7, 50, 25)
+    reserved = sum(call["reserved_input_tokens"] for call in calls if call["status"] == "lost")
+    assert (run.llm_calls, run.input_tokens, run.output_tokens) == (7, 50 + reserved, 25 + 2 * 1_000)
     assert (await row_of(database, run_id))["takeovers"] == 0
 
 

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.storage import tables
 from app.storage.database import Database
 from app.storage.dispatch import release
-from app.storage.runs import request_cancel
+from app.storage.steering import request_cancel
 from tests.engine.conftest import WITHIN_SECONDS, Engine, Gates
 from tests.invariants import check
 from tests.scripted_model import DIAMOND, Plan, error, hang, plan_reply, script, text

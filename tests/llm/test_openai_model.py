@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from app.domain.errors import (
     TransportFault,
 )
 from app.domain.usage import Usage
-from app.llm.chat import ChatAnswer
+from app.llm.chat import ChatAnswer, ResponseSchema
 from tests.endpoint import JSON_TYPE, KEY, LIMIT, PATIENCE_SECONDS, Endpoint, a_request, completion, model_at
 from tests.scripted_model import Reply, raw, text, verbatim, wire
 
@@ -50,6 +51,17 @@ async def test_a_schema_is_sent_as_a_strict_one(endpoint: Endpoint) -> None:
     assert endpoint.server.calls[0].response_format == {
         "type": "json_schema",
         "json_schema": {"name": "plan", "schema": PLAN_SCHEMA.schema, "strict": True},
+    }
+
+
+async def test_a_schema_that_is_not_strict_is_sent_as_it_is(endpoint: Endpoint) -> None:
+    endpoint.answers(text("{}"))
+    schema = {"type": "object", "additionalProperties": True}
+    response = ResponseSchema(name="result", schema=schema, strict=False)
+    await endpoint.model.complete(replace(a_request(model=endpoint.name), response=response))
+    assert endpoint.server.calls[0].response_format == {
+        "type": "json_schema",
+        "json_schema": {"name": "result", "schema": schema, "strict": False},
     }
 
 
@@ -154,6 +166,23 @@ async def test_an_answer_that_cannot_be_used_is_spoiled(endpoint: Endpoint, body
 async def test_an_answer_cut_at_the_length_limit_is_spoiled(endpoint: Endpoint) -> None:
     fault = await endpoint.fault(text("half an ans", finish_reason="length"))
     assert (type(fault), fault.kind) == (SpoiledAnswer, "length")
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"), [("half an ans", "half an ans"), ("a\x00b\ud800", "a\ufffdb\ufffd"), (None, "")]
+)
+async def test_what_came_of_an_answer_that_was_cut_off_is_kept(
+    endpoint: Endpoint, content: str | None, kept: str
+) -> None:
+    fault = await endpoint.fault(text(content, finish_reason="length"))
+    assert isinstance(fault, SpoiledAnswer)
+    assert fault.content == kept
+
+
+async def test_of_a_declined_answer_nothing_is_kept(endpoint: Endpoint) -> None:
+    fault = await endpoint.fault(text("half an ans", finish_reason="content_filter"))
+    assert isinstance(fault, ModelDeclined)
+    assert fault.content == ""
 
 
 async def test_a_refusal_is_declined_in_the_models_words(endpoint: Endpoint) -> None:

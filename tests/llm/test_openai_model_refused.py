@@ -1,6 +1,7 @@
 """The openai model over real HTTP: what an endpoint's errors mean, and how long to wait after them."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -13,7 +14,7 @@ from app.domain.errors import (
     ModelError,
     TransportFault,
 )
-from app.llm.chat import FormatLevel
+from app.llm.chat import FormatLevel, ResponseSchema
 from tests.endpoint import JSON_TYPE, KEY, LIMIT, Endpoint, a_request, completion, model_at
 from tests.patience import bounded
 from tests.scripted_model import Reply, error, raw, reset, text, verbatim
@@ -218,6 +219,16 @@ async def test_what_is_remembered_is_remembered_for_that_model_alone(endpoint: E
     await endpoint.ask(structured=True, format_at_most=FormatLevel.TEXT)
     await endpoint.ask(structured=True, model="other")
     assert endpoint.formats == ["text", "json_schema"]
+
+
+async def test_what_is_remembered_of_strict_schemas_says_nothing_of_others(endpoint: Endpoint) -> None:
+    endpoint.answers(text("{}"))
+    lax = ResponseSchema(name="result", schema={"type": "object"}, strict=False)
+    await endpoint.ask(structured=True, format_at_most=FormatLevel.TEXT)
+    for level in (FormatLevel.JSON_OBJECT, FormatLevel.JSON_SCHEMA):
+        await endpoint.model.complete(replace(a_request(model=endpoint.name), response=lax, format_at_most=level))
+    await endpoint.ask(structured=True)
+    assert endpoint.formats == ["text", "json_object", "json_object", "text"]
 
 
 async def test_a_request_refused_in_every_format_was_not_refused_for_its_format(endpoint: Endpoint) -> None:

@@ -111,7 +111,7 @@ async def test_a_failing_update_leaves_nothing_of_a_commit(database: Database, b
 async def test_a_failing_insert_leaves_nothing_of_a_commit(database: Database, table: sa.Table) -> None:
     await make_run(database)
     changes = changes_of(await claim_one(database))
-    changes.plan = new_plan(CHAIN)
+    changes.plans.append(new_plan(CHAIN))
     changes.status = RunStatus.RUNNING
     start(changes, "a", number=1)
     await nothing_is_left_of(changes, database, f"INSERT INTO {table.name}")

@@ -16,7 +16,7 @@ from app.domain.ids import RunId
 from app.domain.status import CLAIMABLE, CallStatus, RunStatus, Seat, StopRequest
 from app.storage import tables
 from app.storage.database import Database, now_ms
-from app.storage.dispatch import Lease, claim, release, renew, stop_requests
+from app.storage.dispatch import Flags, Lease, claim, flags, release, renew
 from tests.service_process import environment
 from tests.stored import (
     MINUTE_MS,
@@ -372,18 +372,18 @@ async def test_fence_renewal_and_a_look_at_the_flags_all_tell_of_a_cancel(databa
     run_id = await make_run(database)
     lease = await claim_one(database)
 
-    async def flags() -> dict[RunId, StopRequest]:
+    async def seen() -> dict[RunId, Flags]:
         async with database.read() as connection:
-            return await stop_requests(connection, [lease])
+            return await flags(connection, [lease])
 
-    assert (await renewed(database, lease), await flags()) == ({run_id: None}, {})
+    assert (await renewed(database, lease), await seen()) == ({run_id: None}, {})
     request = changes_of(lease, token=None)
     request.stop_requested = StopRequest.CANCEL
     await write_changes(database, request)
     fenced = await write_changes(database, changes_of(lease))
     assert fenced[run_id].stop_requested is StopRequest.CANCEL
     assert await renewed(database, lease) == {run_id: StopRequest.CANCEL}
-    assert await flags() == {run_id: StopRequest.CANCEL}
+    assert await seen() == {run_id: Flags(stop_requested=StopRequest.CANCEL, answers=0)}
 
 
 async def test_an_outcome_ends_the_count_of_takeovers_and_a_lost_call_does_not(database: Database) -> None:

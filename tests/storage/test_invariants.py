@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.storage.database import Database
-from app.storage.runs import request_cancel
+from app.storage.steering import request_cancel
 from tests.invariants import check
 from tests.scripted_model import DIAMOND
 from tests.stored import T, make_run

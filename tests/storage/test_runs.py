@@ -1,37 +1,37 @@
-"""Runs as clients see and stop them: made, listed, cancelled, deleted."""
+"""Runs as clients see them: made, listed, deleted."""
 
 from typing import Any
 
 import pytest
 
 from app.domain.ids import GoalId, RunId, TenantId
-from app.domain.status import AttemptStatus, CallStatus, Mode, RunStatus, Seat, TaskStatus
+from app.domain.status import Mode, RunStatus
 from app.storage import tables
 from app.storage.database import Database, new_id
 from app.storage.goals import get_goal, list_goals
 from app.storage.records import RunRecord
-from app.storage.runs import RunFilter, delete_run, get_run, get_version, list_runs, request_cancel
+from app.storage.runs import RunFilter, delete_run, get_run, get_version, list_runs
 from app.storage.tasks import list_tasks
 from tests.invariants import check
 from tests.scripted_model import DIAMOND
+from tests.storage.half_done import cancelled, make_half_done_run
 from tests.stored import (
     T,
-    changes_of,
     claim_one,
     expire,
     key,
     make_goal,
     make_run,
-    row_of,
     rows_of,
     set_run,
     the_run,
-    write_changes,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-OF_A_RUN = (tables.plans, tables.tasks, tables.dependencies, tables.attempts, tables.calls, tables.events)
+OF_A_RUN = [
+    table for table in tables.metadata.sorted_tables if {"tenant_id", "run_id"} <= {*table.primary_key.columns.keys()}
+]
 ANOTHER = TenantId("another")
 ODD_KEYS = ["a.b", "$", "$.a", '"', 'a"b', "a'b", "[0]", "0", " ", "", "a b", "\\", "%", "ü", "🐍", "null", "a" * 64]
 
@@ -41,40 +41,9 @@ async def listed(database: Database, **filters: Any) -> list[RunId]:
         return [run.id for run in await list_runs(connection, T, limit=200, where=RunFilter(**filters))]
 
 
-async def cancelled(database: Database, run_id: RunId) -> tuple[RunRecord, bool]:
-    async with database.write() as connection:
-        outcome = await request_cancel(connection, T, run_id)
-    assert outcome is not None
-    return outcome
-
-
 async def deleted(database: Database, run_id: RunId) -> RunRecord | None:
     async with database.write() as connection:
         return await delete_run(connection, T, run_id)
-
-
-async def make_half_done_run(database: Database) -> RunId:
-    """A diamond whose first task has succeeded and whose second is being called, by a worker that has it."""
-    run_id = await make_run(database, plan=DIAMOND)
-    lease = await claim_one(database)
-    changes = changes_of(lease)
-    changes.status, changes.begun = RunStatus.RUNNING, True
-    changes.event("run.started")
-    for number, task_id in enumerate("ab", start=1):
-        changes.task(key(task_id), TaskStatus.RUNNING)
-        changes.attempt_started(key(task_id), 1, description="Do it.", prompt_hash="hash")
-        changes.event("task.started", task_key=key(task_id))
-        changes.call_opened(number, seat=Seat.EXECUTOR, model="m", try_number=1, task_key=key(task_id), attempt=1)
-        if task_id == "a":
-            changes.call_ended(number, CallStatus.ANSWERED)
-            changes.attempt_ended(key(task_id), 1, AttemptStatus.SUCCEEDED)
-            changes.task(key(task_id), TaskStatus.SUCCEEDED, result="done")
-            changes.event("task.succeeded", task_key=key(task_id))
-    none = dict.fromkeys((status.value for status in TaskStatus), 0)
-    changes.progress = {**none, "total": 4, "succeeded": 1, "running": 1, "pending": 2}
-    await write_changes(database, changes)
-    await check(database, run_id)
-    return run_id
 
 
 # --- made
@@ -119,7 +88,6 @@ async def test_nobody_but_its_tenant_finds_a_run(database: Database) -> None:
         assert await get_version(connection, ANOTHER, run_id) is None
         assert await list_runs(connection, ANOTHER, limit=10) == []
         assert await list_tasks(connection, ANOTHER, run_id, limit=10) == []
-        assert await request_cancel(connection, ANOTHER, run_id) is None
         assert await delete_run(connection, ANOTHER, run_id) is None
     assert (await the_run(database, run_id)).status is RunStatus.QUEUED
 
@@ -193,92 +161,6 @@ async def test_several_metadata_entries_must_all_be_there(database: Database) ->
     await make_run(database, goal_id=goal_id, metadata={"a": "1"})
     await make_run(database, goal_id=goal_id, metadata={"a": "2", "b": "1"})
     assert await listed(database, metadata={"a": "1", "b": "2"}) == [both]
-
-
-# --- cancelled
-
-
-@pytest.mark.parametrize("plan", [None, DIAMOND], ids=["before its plan", "with a plan"])
-async def test_a_queued_run_is_cancelled_at_once(database: Database, plan: Any) -> None:
-    run_id = await make_run(database, plan=plan)
-    run, did = await cancelled(database, run_id)
-    assert (run.status, did) == (RunStatus.CANCELLED, True)
-    await check(database, run_id)
-
-
-async def test_a_run_whose_worker_has_died_is_cancelled_at_once_with_all_that_was_under_way(
-    database: Database,
-) -> None:
-    run_id = await make_half_done_run(database)
-    await expire(database, run_id)
-    run, did = await cancelled(database, run_id)
-    assert (run.status, did) == (RunStatus.CANCELLED, True)
-    await check(database, run_id)
-    tasks = await rows_of(database, tables.tasks, run_id)
-    assert [task["status"] for task in tasks] == ["succeeded", "cancelled", "cancelled", "cancelled"]
-    attempts = await rows_of(database, tables.attempts, run_id)
-    assert [attempt["status"] for attempt in attempts] == ["succeeded", "cancelled"]
-    calls = await rows_of(database, tables.calls, run_id)
-    assert [call["status"] for call in calls] == ["answered", "lost"]
-    events = [(event["type"], event["task_key"]) for event in await rows_of(database, tables.events, run_id)]
-    assert events[-4:] == [
-        ("task.cancelled", "0.b"),
-        ("task.cancelled", "0.c"),
-        ("task.cancelled", "0.d"),
-        ("run.cancelled", None),
-    ]
-
-
-async def test_a_worker_that_comes_back_to_a_run_cancelled_meanwhile_is_refused(database: Database) -> None:
-    run_id = await make_run(database)
-    lease = await claim_one(database)
-    await expire(database, run_id)
-    await cancelled(database, run_id)
-    assert await write_changes(database, changes_of(lease)) == {}
-    await check(database, run_id)
-
-
-async def test_of_a_held_run_a_cancel_only_sets_the_flag(database: Database) -> None:
-    run_id = await make_half_done_run(database)
-    before = await row_of(database, run_id)
-    run, did = await cancelled(database, run_id)
-    assert (run.status, run.stop_requested, did) == (RunStatus.RUNNING, "cancel", True)
-    after = await row_of(database, run_id)
-    assert {name for name in after if after[name] != before[name]} == {"stop_requested", "version"}
-    await check(database, run_id)
-
-
-async def test_cancelling_a_held_run_again_does_nothing_more(database: Database) -> None:
-    run_id = await make_half_done_run(database)
-    await cancelled(database, run_id)
-    before = await row_of(database, run_id)
-    assert not (await cancelled(database, run_id))[1]
-    assert await row_of(database, run_id) == before
-
-
-async def test_cancelling_again_ends_a_run_whose_worker_died_before_it_could(database: Database) -> None:
-    """Nobody holds it any more, so that the request itself moves it."""
-    run_id = await make_half_done_run(database)
-    await cancelled(database, run_id)
-    await expire(database, run_id)
-    run, did = await cancelled(database, run_id)
-    assert (run.status, did) == (RunStatus.CANCELLED, True)
-    await check(database, run_id)
-
-
-@pytest.mark.parametrize("status", [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED])
-async def test_a_finished_run_is_not_cancelled(database: Database, status: RunStatus) -> None:
-    run_id = await make_run(database)
-    await set_run(database, run_id, status=status)
-    before = await row_of(database, run_id)
-    run, did = await cancelled(database, run_id)
-    assert (run.status, did) == (status, False)
-    assert await row_of(database, run_id) == before
-
-
-async def test_cancelling_what_is_not_there_finds_nothing(database: Database) -> None:
-    async with database.write() as connection:
-        assert await request_cancel(connection, T, RunId(new_id())) is None
 
 
 # --- deleted

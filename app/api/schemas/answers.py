@@ -7,7 +7,16 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
 from app.api.schemas.requests import Budget, Options
-from app.domain.status import AttemptStatus, Mode, PlanReason, RunStatus, StopRequest, TaskStatus
+from app.domain.status import (
+    AttemptStatus,
+    Decision,
+    Mode,
+    PlanReason,
+    ReviewKind,
+    RunStatus,
+    StopRequest,
+    TaskStatus,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,6 +65,8 @@ class RunOptions(Options):
 
     model_config = ConfigDict(extra="ignore")
 
+    output_schema: dict[str, Any] | None = None  # checked when it was sent, and not each time it is shown
+
 
 class RunBudget(Budget):
     """The budget that the run keeps to."""
@@ -103,6 +114,7 @@ class Links(Answer):
     goal: str
     plan: str
     tasks: str
+    reviews: str
     events: str
 
 
@@ -177,14 +189,14 @@ class Run(Answer):
 
 
 class RunWithTasks(Run):
-    """A run with the tasks of its newest generation, without results, at most 500."""
+    """A run with the tasks of its newest generation and those it carries, without results, at most 500."""
 
     tasks: list[Task]
     tasks_truncated: bool
 
 
 class Plan(Answer):
-    """A generation of a run's plan; its tasks come without results and attempts."""
+    """A generation of a run's plan: what it added and what it carries, without results and attempts."""
 
     generation: int
     reason: PlanReason
@@ -197,7 +209,24 @@ class Plan(Answer):
     tasks: list[Task]
     waves: list[list[str]]
     """Keys by the longest path of dependencies before them. For reading: no task waits for the rest of a wave."""
+    usage: Usage
+    """Of the calls made while it was the newest; before there is a plan, of generation 0."""
     created_at: Time
+
+
+class Review(Answer):
+    """Something that a run asks of a person."""
+
+    id: UUID
+    kind: ReviewKind
+    task_key: str | None
+    question: dict[str, Any]
+    """What is asked, with the plan, the error or the call that it is about."""
+    allowed_answers: list[Decision]
+    """The decisions it takes; none where the run ended unanswered."""
+    answer: dict[str, Any] | None
+    opened_at: Time
+    answered_at: Time | None
 
 
 class Event(Answer):
@@ -225,6 +254,10 @@ class PlanPage(Page[Plan]):
 
 class TaskPage(Page[Task]):
     """Tasks in plan order."""
+
+
+class ReviewPage(Page[Review]):
+    """Reviews in the order they were opened."""
 
 
 class EventPage(Page[Event]):

@@ -3,9 +3,10 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from app.agents.output import schema_problem
 from app.domain.graph import MAX_ID_CHARACTERS
 
 MAX_PLAN_TASKS = 10_000
@@ -33,8 +34,21 @@ def _id_text(value: object) -> object:
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise PydanticCustomError("blank", "Say what is to be reached: more than white space.")
+        raise PydanticCustomError("blank", "Say what is meant: more than white space.")
     return text
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("null_type", "Give any JSON but null.")
+    return value
+
+
+def _usable(schema: dict[str, Any]) -> dict[str, Any]:
+    problem = schema_problem(schema)
+    if problem is not None:
+        raise PydanticCustomError("invalid_schema", "{problem}", {"problem": problem})
+    return schema
 
 
 def _bounded(context: object) -> object:
@@ -55,12 +69,13 @@ _ID_SCHEMA = {
 }
 Whole = Annotated[int, BeforeValidator(_whole)]
 PlanId = Annotated[str, BeforeValidator(_id_text), WithJsonSchema(_ID_SCHEMA)]
-GoalText = Annotated[
+Words = Annotated[
     str,
     Field(min_length=1, max_length=20_000, json_schema_extra={"pattern": r"\S"}),
     AfterValidator(_not_blank),
 ]
 Context = Annotated[Any, AfterValidator(_bounded)]
+OutputSchema = Annotated[dict[str, Any], AfterValidator(_usable)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 Metadata = Annotated[
@@ -77,8 +92,10 @@ class ClientTask(Strict):
     depends_on: list[PlanId] = []
     """Ids of tasks of this plan; naming one twice is naming it once."""
     critical: bool = True
+    """Whether the run needs it: one that fails and is not critical is skipped without asking."""
     tools: list[str] = []
-    output_schema: dict[str, Any] | None = None
+    output_schema: OutputSchema | None = None
+    """JSON Schema of the task's result; one that does not match is a spoiled attempt."""
 
 
 class ClientPlan(Strict):
@@ -103,23 +120,30 @@ class Options(Strict):
     max_steps: Whole = Field(20, ge=1, le=100)
     task_timeout_seconds: Whole = Field(300, ge=1, le=86_400)
     on_failure: Literal["auto", "retry", "skip", "replan", "fail", "review"] = "auto"
+    """What becomes of a task whose attempts are used up; `auto` lets the model choose among the next three."""
     max_replans: Whole = Field(2, ge=0, le=10)
     on_exhausted: Literal["fail", "review"] = "fail"
+    """What follows when these means are used up: the run fails, or asks a person."""
     tools: list[str] = []
     approval: Literal["none", "plan", "tools", "plan_and_tools"] = "none"
+    """What a person is asked before it is done: `plan` asks whether each plan may be walked."""
     synthesize: bool = True
     """Whether the results are brought together into one answer at the end."""
-    output_schema: dict[str, Any] | None = None
+    output_schema: OutputSchema | None = None
+    """JSON Schema of the run's result; needs `synthesize`."""
 
 
 class Budget(Strict):
     """What a run may use; null is no limit."""
 
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    max_llm_calls: Annotated[Whole, Field(ge=1)] | None = None
-    max_tool_calls: Annotated[Whole, Field(ge=0)] | None = None
-    max_seconds: Annotated[float, Field(gt=0)] | None = None
-    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_whole)] | None = None
+    """Input and output together."""
+    max_llm_calls: Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_whole)] | None = None
+    max_tool_calls: Annotated[int, Field(ge=0, le=MAX_INTEGER), BeforeValidator(_whole)] | None = None
+    max_seconds: Annotated[float, Field(gt=0, le=MAX_INTEGER)] | None = None
+    """Time in `planning` and `running` only."""
+    max_cost_usd: Annotated[float, Field(gt=0, le=MAX_INTEGER)] | None = None
+    """Taken where a price is set for every model that the run uses."""
 
 
 class NewRun(Strict):
@@ -140,7 +164,7 @@ class NewRun(Strict):
 class NewGoal(Strict):
     """A goal, and how its first run is to go."""
 
-    goal: GoalText
+    goal: Words
     """What is to be reached, in plain words."""
     context: Context = None
     """Any JSON the planner and the tasks may read, up to 64 KiB."""
@@ -153,4 +177,57 @@ class NewGoal(Strict):
     webhook_url: str | None = None
 
 
-REQUEST_BODIES = (NewGoal, NewRun)
+class RunRetry(Strict):
+    """What a failed or cancelled run does otherwise from here on."""
+
+    options: Options = Options()
+    """Those given replace the run's, one by one."""
+    budget: Budget = Budget()
+    """Those given replace the run's, one by one."""
+
+
+class PlainAnswer(Strict):
+    """An answer that says all by itself."""
+
+    decision: Literal["approve", "skip", "fail"]
+
+
+class InstructingAnswer(Strict):
+    """A plan is drawn anew; without instructions, `reject` fails the run."""
+
+    decision: Literal["reject", "replan"]
+    instructions: Words | None = None
+    """What the next plan is to heed."""
+
+
+class EditingAnswer(Strict):
+    """Another plan in place of the one in question."""
+
+    decision: Literal["edit"]
+    plan: ClientPlan
+    """Its tasks may also depend on tasks of the run that go on, by key."""
+
+
+class RetryingAnswer(Strict):
+    """The task is tried again."""
+
+    decision: Literal["retry"]
+    description: Words | None = None
+    """The task in other words."""
+
+
+class SupplyingAnswer(Strict):
+    """The task has succeeded: here is its result."""
+
+    decision: Literal["supply"]
+    result: Annotated[Any, AfterValidator(_not_null), WithJsonSchema({"not": {"type": "null"}})]
+
+
+AnyAnswer = PlainAnswer | InstructingAnswer | EditingAnswer | RetryingAnswer | SupplyingAnswer
+
+
+class ReviewAnswer(RootModel[Annotated[AnyAnswer, Field(discriminator="decision")]]):
+    """A decision, which must be one of the review's `allowed_answers`, and what belongs to it."""
+
+
+REQUEST_BODIES = (NewGoal, NewRun, RunRetry, ReviewAnswer)

@@ -3,19 +3,35 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.domain.status import Seat
 from app.llm.chat import ChatRequest
 
-_MARK = re.compile(r"<(?:result|context)-(\w{1,64})[ >]")
+_MARK = re.compile(r"<[a-z]{1,20}-(\w{1,64})[ >]")
 _TASK_PLACE = "\n\nYour task: "
+_USED_UP = re.compile(r"^Used up: ([^.\n]*)\.", re.M)
+_NEEDS = re.compile(r"\n\nIt depends on (\[.*\])\.(?=\n|$)")
 _TASK_LINE = re.compile(r"^(?:your |failed |the )?(?:task|description)[^:\n]{0,40}:\s*(\S.*)$", re.I | re.M)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """A task that recovery is told of: one that failed, or one that a new plan would replace."""
+
+    key: str
+    description: str
+    depends_on: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Brief:
-    """What a request comes down to. `results` are by label; `question` is the last thing that a user wrote."""
+    """What a request comes down to. `results` are by label; `question` is the last thing that a user wrote.
+
+    `missing` are the tasks without a result; `replaced` is what a new plan would replace, what failed first; `used_up`
+    is the text that names the strategies which are no longer open.
+    """
 
     seat: Seat | None
     instructions: str
@@ -24,6 +40,9 @@ class Brief:
     task: str = ""
     context: str = ""
     results: Mapping[str, str] = field(default_factory=dict)
+    missing: Sequence[str] = ()
+    replaced: Sequence[Listed] = ()
+    used_up: str = ""
     asked_again: bool = False
 
     @property
@@ -46,14 +65,18 @@ def read(request: ChatRequest, tool_results: Sequence[tuple[str, str]] = ()) -> 
     blocks = _blocks(first, instructions)
     start = min((at for at, *_ in blocks), default=len(first))
     end = max((stop for _, stop, *_ in blocks), default=0)
-    goal, task = first[:start], ""
+    goal, task, replaced, used_up = first[:start], "", [], None
     if seat is Seat.EXECUTOR:
         place = first.find(_TASK_PLACE, end)
         if place >= 0:
             goal, task = first[: min(start, place)], first[place + len(_TASK_PLACE) :]
     elif seat is Seat.RECOVERY:
+        goal = goal.split("\n\nFailed task ")[0]
+        with suppress(ValueError, LookupError, TypeError):  # no request of ours
+            replaced = _replaced(first, blocks)
+        used_up = _USED_UP.search(first, end)
         named = _TASK_LINE.search(first)
-        task = named[1] if named else ""
+        task = replaced[0].description if replaced else named[1] if named else ""
     elif seat is Seat.SYNTHESIZER:
         goal = re.split(r"\n\n(?:Earlier tasks whose results|Write the answer to the goal\.)", goal)[0]
     contexts = [text for _, _, kind, _, text in blocks if kind == "context"]
@@ -66,6 +89,9 @@ def read(request: ChatRequest, tool_results: Sequence[tuple[str, str]] = ()) -> 
         task=task.strip(),
         context="\n".join(contexts),
         results=given | results,
+        missing=[label for _, _, kind, label, _ in blocks if kind == "missing"],
+        replaced=replaced,
+        used_up=used_up[1] if used_up else "",
         asked_again=len(asked) > 1,
     )
 
@@ -76,7 +102,7 @@ def _seat(request: ChatRequest, instructions: str, first: str) -> Seat | None:
         return Seat(named)
     schema = dict(request.response.schema) if request.response else {}
     fields = schema.get("properties", {})
-    if "strategy" in fields:
+    if "strategy" in fields or (first.startswith("Goal:") and "\n\nFailed task " in first):
         return Seat.RECOVERY
     if first.startswith("Goal of the plan:") and _TASK_PLACE in first:
         return Seat.EXECUTOR
@@ -93,9 +119,26 @@ def _blocks(text: str, instructions: str) -> list[tuple[int, int, str, str, str]
     if mark is None:
         return []
     tag = re.escape(mark[1])
-    block = re.compile(rf'<(result|context)-{tag}(?: task=("(?:[^"\\\n]|\\.)*"))?>\n(.*?)\n</\1-{tag}>', re.DOTALL)
+    block = re.compile(rf'<([a-z]{{1,20}})-{tag}(?: task=("(?:[^"\\\n]|\\.)*"))?>\n(.*?)\n</\1-{tag}>', re.DOTALL)
     found = []
     for n, match in enumerate(block.finditer(text), 1):
         label = str(json.loads(match[2])) if match[2] else str(n)
         found.append((match.start(), match.end(), match[1], label, match[3]))
+    return found
+
+
+def _replaced(text: str, blocks: Sequence[tuple[int, int, str, str, str]]) -> list[Listed]:
+    """What failed, and what is listed as to be replaced with it."""
+    found = []
+    for _, stop, kind, label, body in blocks:
+        if kind == "task":
+            needs = _NEEDS.match(text, stop)
+            found.append(Listed(key=label, description=body, depends_on=json.loads(needs[1]) if needs else ()))
+        elif kind == "tasks":
+            entries = (json.loads(line) for line in body.split("\n"))
+            found += [
+                Listed(key=entry["task"], description=entry["description"], depends_on=entry["depends_on"])
+                for entry in entries
+                if entry["state"] == "to be replaced"
+            ]
     return found

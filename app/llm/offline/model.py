@@ -13,7 +13,7 @@ from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest
 from app.llm.offline.brief import Brief, read
 from app.llm.offline.instances import empty, instance, resolved
-from app.llm.offline.plans import Bounds, bounds, plan
+from app.llm.offline.plans import bounds, plan, replan
 from app.llm.offline.writing import final_answer, reply, reworded, task_result
 
 NAME = "offline"
@@ -64,9 +64,7 @@ def _content(request: ChatRequest, brief: Brief) -> str:
             rule = bounds(brief.instructions, brief.question if brief.asked_again else "")
             return _json(_with_fields({"tasks": plan(brief.goal, rule)}, schema))
         case Seat.RECOVERY:
-            tasks = plan(brief.asked, Bounds(least=1, most=1)) if schema and "strategy" not in _fields(schema) else []
-            answer = {"strategy": "retry", "description": reworded(brief)} | ({"tasks": tasks} if tasks else {})
-            return _json(_with_fields(answer, schema))
+            return _json(_with_fields(_remedy(brief, schema), schema))
         case Seat.EXECUTOR:
             text = task_result(brief)
         case Seat.SYNTHESIZER:
@@ -74,6 +72,17 @@ def _content(request: ChatRequest, brief: Brief) -> str:
         case None:
             text = reply(brief)
     return text if schema is None else _json(instance(schema, asked=f"{brief.asked}\n{brief.question}", text=text))
+
+
+def _remedy(brief: Brief, schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is done about failed tasks: they are put differently, then planned anew, then left out."""
+    form = _json(list(_fields(schema))) if schema else brief.instructions
+    new_plan_asked = '"tasks"' in form and '"strategy"' not in form
+    if new_plan_asked or ("retry" in brief.used_up and "replan" not in brief.used_up):
+        return {"strategy": "replan", "tasks": replan(brief)}
+    if "retry" in brief.used_up:
+        return {"strategy": "skip"}
+    return {"strategy": "retry", "description": reworded(brief)}
 
 
 def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:

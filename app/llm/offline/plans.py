@@ -1,10 +1,12 @@
 """Making a plan of as many tasks as the count rule asks out of a draft."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
+from app.llm.offline.brief import Brief
 from app.llm.offline.drafts import Branch, draft
 from app.llm.offline.extracts import joined, one_line
 from app.llm.offline.goals import read_goal, settled_by_one_call
@@ -79,7 +81,22 @@ def plan(text: str, rule: Bounds) -> list[dict[str, Any]]:
     return tasks
 
 
-def _task(number: int, description: str, after: list[int]) -> dict[str, Any]:
+def replan(brief: Brief) -> list[dict[str, Any]]:
+    """What failed, put differently, and what depends on it as it was; one task where more were refused."""
+    if brief.asked_again or not brief.replaced:
+        return [_task(1, _whole(brief.asked), [])]
+    numbers = {listed.key: str(n) for n, listed in enumerate(brief.replaced, 1)}
+    return [
+        _task(
+            n,
+            listed.description if numbers.keys() & set(listed.depends_on) else _whole(listed.description),
+            [numbers.get(key, key) for key in listed.depends_on],
+        )
+        for n, listed in enumerate(brief.replaced, 1)
+    ]
+
+
+def _task(number: int, description: str, after: Sequence[int | str]) -> dict[str, Any]:
     return {"id": str(number), "description": description, "depends_on": [str(n) for n in after]}
 
 

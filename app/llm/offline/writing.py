@@ -30,7 +30,7 @@ def task_result(brief: Brief) -> str:
     material = _material(brief)
     lines = distinct(line for text in material.values() for line in carried(text, about=task))[:_MAX_LINES]
     lines = [*(f"{one}." for one in sums), *lines]
-    paragraphs = [title(task), *_body(brief, task, material, lines), NOTE]
+    paragraphs = [title(task), *_body(brief, task, material, lines), *_left_open(brief), NOTE]
     return "\n\n".join(part for part in paragraphs if part)
 
 
@@ -39,16 +39,17 @@ def final_answer(brief: Brief) -> str:
     texts = [text for text in brief.results.values() if without_note(text)]
     heading = one_line(brief.goal, 160) or "The answer"
     if not texts:
-        return f"{heading}\n\nNo results were given, so there is nothing to answer from.\n\n{NOTE}"
+        nothing = "No results were given, so there is nothing to answer from."
+        return "\n\n".join([heading, nothing, *_left_open(brief), NOTE])
     if len(texts) == 1 and NOTE not in texts[0]:
-        return f"{heading}\n\n{texts[0].strip()}\n\n{NOTE}"
+        return "\n\n".join([heading, texts[0].strip(), *_left_open(brief), NOTE])
     lines = distinct(line for text in texts[:_MAX_RESULTS] for line in carried(text, about=brief.goal, count=6))
     lines = [line for line in lines if line != heading] or ["The results hold nothing that answers this."]
     still = [line for text in texts for line in text.splitlines() if line.startswith(_OPEN)]
     left = len(texts) - _MAX_RESULTS
     more = [f"{left} more results were given and are not repeated here."] if left > 0 else []
     opening = "What the answer is made of, part by part, as far as the results go:"
-    return "\n\n".join([heading, opening, *sections(lines), *distinct(still), *more, NOTE])
+    return "\n\n".join([heading, opening, *sections(lines), *distinct([*still, *_left_open(brief)]), *more, NOTE])
 
 
 def reply(brief: Brief) -> str:
@@ -103,6 +104,15 @@ def _body(brief: Brief, task: str, material: dict[str, str], lines: list[str]) -
     if _COMPARING.match(task) and len(brief.results) > 1:
         return [opening, "\n".join(f"- {line}" for line in lines), *_contrast(brief.goal, brief.results), *closing]
     return [opening, *sections(lines), *closing]
+
+
+def _left_open(brief: Brief) -> list[str]:
+    """What skipped tasks leave undone."""
+    if not brief.missing:
+        return []
+    named = joined(list(brief.missing[:_MAX_RESULTS]))
+    left = len(brief.missing) - _MAX_RESULTS
+    return [f"{_OPEN}what {named}{f' and {left} more tasks' if left > 0 else ''} would have given."]
 
 
 def _naming(goal: str, lines: list[str]) -> str:

@@ -1,0 +1,366 @@
+"""What is done about failures and reviews: the walk's decisions, recovery's answers and people's, carried out."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, assert_never
+
+from app.agents import recovery
+from app.agents.planner import TurnedDown
+from app.domain.failures import RunError
+from app.domain.generation import NewPlan, next_plan
+from app.domain.ids import TaskKey
+from app.domain.plan import PlannedTask, PlanProblem
+from app.domain.recovery import AskRecovery, Means, Remedy
+from app.domain.replan import dropped
+from app.domain.status import (
+    Decision,
+    PlanReason,
+    ReviewKind,
+    RunStatus,
+    TaskStatus,
+)
+from app.domain.steps import WalkTask
+from app.domain.text import shortened
+from app.engine.clock import Clock
+from app.engine.state import RunState, task_error
+from app.storage.changes import Changes
+from app.storage.database import new_id
+from app.storage.records import ReviewRecord
+from app.storage.runs import plan_created
+
+_MAX_REASON_CHARACTERS = 1_000
+_OF_A_FAILURE = (Decision.RETRY, Decision.SKIP, Decision.REPLAN, Decision.SUPPLY, Decision.FAIL)
+_OF_A_PLAN = (Decision.APPROVE, Decision.EDIT, Decision.REJECT)
+
+
+class Remedies:
+    """For one run. Tells the walk, and adds to the changes what is to be written."""
+
+    def __init__(self, state: RunState, clock: Clock) -> None:
+        self._state = state
+        self._clock = clock
+
+    # The walk's decisions.
+
+    def apply(self, key: TaskKey, remedy: Remedy, changes: Changes) -> None:
+        """What comes of a failed task."""
+        error = self._state.tasks[key].last_error
+        match remedy.means:
+            case Means.ASK:
+                return
+            case Means.SKIP:
+                self._skip(key, changes)
+                self._state.walk.skipped(key)
+            case Means.REVIEW:
+                self._ask_person(key, changes)
+            case Means.GIVE_UP:
+                self._state.walk.give_up(task_error(key, error, code=remedy.code))
+            case _:
+                assert_never(remedy.means)
+
+    def take_up(self, changes: Changes, waits: Mapping[TaskKey, int]) -> None:
+        """For a run that is loaded: what was under way about its failures, and about its reviews.
+
+        `waits` are the times from which on the recovery seat may be asked again about a task.
+        """
+        state = self._state
+        for key in state.live:
+            if state.walk.status(key) is TaskStatus.FAILED and not self._has_requested(key):
+                if state.tasks[key].last_error.get("kind") in ("llm_unavailable", "llm_auth_failed"):
+                    state.walk.give_up(task_error(key, state.tasks[key].last_error))
+                    continue
+                self.apply(key, state.walk.failed(key, self._clock.now()), changes)
+                if key in waits:
+                    state.walk.recovery_resumed(key, waits[key])
+        for review in list(state.reviews.values()):
+            if review.answered_at is not None:
+                self.answered(review, changes)
+        self.open_plan_review(changes)
+
+    # The recovery seat's answers.
+
+    def read(self, step: AskRecovery, text: str) -> recovery.Recovery | list[PlanProblem]:
+        """The answer, or why it is none."""
+        return recovery.read(text, asked=step.asked, circumstances=self._state.circumstances(step))
+
+    def take(self, step: AskRecovery, answer: recovery.Recovery, changes: Changes) -> None:
+        """Do as the recovery seat says, as far as there are means left."""
+        state, key = self._state, step.key
+        match answer:
+            case recovery.Reword(description):
+                remedy = state.walk.retry_chosen(step, self._clock.now())
+                if remedy.means is Means.ASK:
+                    self._reword(key, description, changes, by_recovery=True)
+                    changes.task(key, TaskStatus.RETRYING)
+                else:
+                    self.apply(key, remedy, changes)
+            case recovery.Skip():
+                self._skip(key, changes)
+                state.walk.skip_chosen(step)
+            case recovery.Replan(tasks, drop):
+                refused = state.walk.replan_chosen(step)
+                if refused is None:
+                    self._replan(step, tasks, drop, changes)
+                else:
+                    self.apply(key, refused, changes)
+            case _:
+                assert_never(answer)
+
+    def spoiled(self, step: AskRecovery, message: str, changes: Changes, *, again: bool) -> None:
+        """The recovery seat gave no usable answer, however often it was asked."""
+        remedies = self._state.walk.recovery_spoiled(step, again=again)
+        if step.replaces:
+            # A person turned a plan down, and no other came of it: they are asked about that one once more.
+            for review in self._answered_about_a_plan():
+                self._close(review, changes)
+            self.open_plan_review(changes)
+            return
+        for key, remedy in remedies.items():
+            if remedy.means is Means.GIVE_UP:
+                error = self._state.tasks[key].last_error
+                words = f"Task {key} failed: {error.get('message', 'unknown')} Recovery gave nothing: {message}"
+                self._state.walk.give_up(RunError(code=remedy.code, message=words, task_key=key))
+            else:
+                self.apply(key, remedy, changes)
+
+    def store(
+        self, plan: NewPlan, changes: Changes, tell: Callable[[Sequence[WalkTask]], None], *, held: bool | None = None
+    ) -> None:
+        """Write a new generation, and tell the walk of its tasks, which wait for a person where the goal says so."""
+        state = self._state
+        waits = state.needs_approval if held is None else held
+        for key in plan.superseded:
+            changes.task(key, TaskStatus.SUPERSEDED)
+            changes.event("task.superseded", task_key=key, generation=plan.generation)
+        is_first = state.generation is None
+        changes.plans.append(plan)
+        changes.event("plan.created", **plan_created(plan))
+        if is_first or not state.walk.has_plan:
+            changes.status = RunStatus.RUNNING
+            changes.event("run.started")
+        tell(state.take_in(plan, held=waits))
+        for review in self._answered_about_a_plan():
+            self._close(review, changes)
+        for review in list(state.reviews.values()):
+            if review.kind is ReviewKind.PLAN and not state.of_generation(review.generation or 0):
+                state.walk.review_answered(review.id)  # what it asks about has been replaced
+                self._close(review, changes)
+        state.turned_down.clear()
+        if waits:
+            self.open_plan_review(changes)
+
+    def _replan(self, step: AskRecovery, tasks: Sequence[PlannedTask], drop: Sequence[str], changes: Changes) -> None:
+        state = self._state
+        circumstances = state.circumstances(step)
+        superseded = [*circumstances.replaced, *dropped(drop, circumstances)]
+        plan = next_plan(
+            tasks,
+            PlanReason.REQUESTED if step.requested else PlanReason.TASK_FAILED,
+            generation=(state.generation or 0) + 1,
+            position=len(state.tasks),
+            carried=state.carried(without=[*step.keys, *superseded]),
+            failed=step.keys,
+            superseded=superseded,
+            prompt_hash=recovery.prompt_hash(step.asked),
+        )
+        self.store(plan, changes, lambda added: state.walk.replanned(step, added, superseded=superseded))
+        for review in list(state.reviews.values()):
+            if review.task_key in step.keys and review.answered_at is not None:
+                self._close(review, changes)
+
+    # Reviews.
+
+    def open_plan_review(self, changes: Changes) -> None:
+        """Ask a person about the newest plan where that is wanted and has not been asked yet."""
+        state = self._state
+        generation = state.generation
+        if not state.needs_approval or generation is None or generation in state.approved:
+            return
+        held = state.of_generation(generation)
+        if not held or any(r.kind is ReviewKind.PLAN and r.generation == generation for r in state.reviews.values()):
+            return
+        tasks = [
+            {"key": key, "description": state.tasks[key].description, "depends_on": list(state.tasks[key].depends_on)}
+            for key in held
+        ]
+        question = {
+            "text": f"May generation {generation} of the plan be carried out?",
+            "plan": {"generation": generation, "tasks": tasks},
+        }
+        self._open(ReviewKind.PLAN, question, _OF_A_PLAN, changes, generation=generation)
+
+    def answered(self, review: ReviewRecord, changes: Changes) -> None:
+        """Carry out what a person has answered. Done twice, after a crash in between, it comes to the same."""
+        state = self._state
+        if review.answer is None:
+            return
+        state.reviews[review.id] = review
+        state.walk.review_answered(review.id)
+        decision = Decision(review.answer["decision"])
+        if review.kind is ReviewKind.PLAN and review.generation is not None:
+            self._plan_answered(review, decision, review.generation, changes)
+        elif review.task_key is not None:
+            self._failure_answered(review, decision, review.task_key, changes)
+
+    def _plan_answered(self, review: ReviewRecord, decision: Decision, generation: int, changes: Changes) -> None:
+        state, answer = self._state, review.answer or {}
+        held = state.of_generation(generation)
+        match decision:
+            case Decision.APPROVE:
+                state.approved.add(generation)
+                state.walk.approved(held)
+                self._close(review, changes)
+            case Decision.EDIT:
+                self._edited(held, generation, answer["plan"], changes)
+            case Decision.REJECT if answer.get("instructions"):
+                self._redraw(held, generation, answer["instructions"], changes)
+            case _:
+                state.walk.give_up(
+                    RunError(code="review_rejected", message=f"Generation {generation} of the plan was rejected.")
+                )
+                self._close(review, changes)
+
+    def _edited(self, held: Sequence[TaskKey], generation: int, drawn: Mapping[str, Any], changes: Changes) -> None:
+        """A person's own plan stands in for the one that was asked about."""
+        state = self._state
+        tasks = [
+            PlannedTask(
+                id=task["id"],
+                description=task["description"],
+                depends_on=tuple(dict.fromkeys(task.get("depends_on", ()))),
+                critical=task.get("critical", True),
+                output_schema=task.get("output_schema"),
+            )
+            for task in drawn["tasks"]
+        ]
+        behind = [*held, *(key for key in state.walk.dependents(held) if key not in held)]
+        plan = next_plan(
+            tasks,
+            PlanReason.CLIENT,
+            generation=(state.generation or 0) + 1,
+            position=len(state.tasks),
+            carried=state.carried(without=behind),
+            superseded=behind,
+        )
+        self.store(plan, changes, lambda added: state.walk.replace_held(added, superseded=behind), held=False)
+
+    def _redraw(self, held: Sequence[TaskKey], generation: int, words: str, changes: Changes) -> None:
+        """A person wants another plan: asked of whoever drew this one."""
+        state = self._state
+        if failed := state.failed_keys.get(generation, ()):
+            state.walk.answered_replan(failed, words, replaces=held)
+            return
+        tasks = [
+            {
+                "id": key.partition(".")[2],
+                "description": state.tasks[key].description,
+                "depends_on": [needed.partition(".")[2] for needed in state.tasks[key].depends_on],
+            }
+            for key in held
+        ]
+        state.turned_down.append(TurnedDown(plan=json.dumps({"tasks": tasks}, ensure_ascii=False), words=words))
+        state.walk.plan_asked_again()
+        if state.status is RunStatus.RUNNING:
+            changes.status = RunStatus.PLANNING
+            changes.event("run.planning")
+
+    def _failure_answered(self, review: ReviewRecord, decision: Decision, key: TaskKey, changes: Changes) -> None:
+        state, answer = self._state, review.answer or {}
+        match decision:
+            case Decision.RETRY:
+                self._reword(key, answer.get("description"), changes, by_recovery=False)
+                state.walk.answered_retry(key)
+            case Decision.SKIP:
+                self._skip(key, changes)
+                state.walk.skipped(key)
+            case Decision.SUPPLY:
+                changes.task(key, TaskStatus.SUCCEEDED, result=answer["result"])
+                changes.event("task.succeeded", task_key=key, review_id=str(review.id))
+                state.results[key] = answer["result"]
+                state.walk.succeeded(key)
+            case Decision.REPLAN:
+                self._fail(key, changes)
+                state.walk.answered_replan([key], answer.get("instructions"))
+                return  # closed with the plan that comes of it: until then a crash must not forget it
+            case _:
+                self._fail(key, changes)
+                state.walk.failed_for_good(key, task_error(key, state.tasks[key].last_error))
+        self._close(review, changes)
+
+    def _ask_person(self, key: TaskKey, changes: Changes) -> None:
+        """What is to become of this failed task?"""
+        task = self._state.tasks[key]
+        for review in list(self._state.reviews.values()):
+            if review.task_key == key:  # answered, and nothing came of it
+                self._close(review, changes)
+        changes.task(key, TaskStatus.AWAITING_REVIEW)
+        question = {
+            "text": f"Task {key} failed. What is to become of it?",
+            "task": {"key": key, "description": task.description, "depends_on": list(task.depends_on)},
+            "error": dict(task.last_error),
+            "attempts": task.attempt,
+        }
+        self._open(ReviewKind.FAILURE, question, _OF_A_FAILURE, changes, key=key)
+
+    def _open(
+        self,
+        kind: ReviewKind,
+        question: Mapping[str, Any],
+        allowed: Sequence[Decision],
+        changes: Changes,
+        *,
+        key: TaskKey | None = None,
+        generation: int | None = None,
+    ) -> None:
+        review = ReviewRecord(
+            id=new_id(),
+            kind=kind,
+            task_key=key,
+            generation=generation,
+            question=question,
+            allowed_answers=allowed,
+            answer=None,
+            opened_at=self._clock.now(),
+            answered_at=None,
+            closed_at=None,
+        )
+        changes.review_opened(
+            review.id, kind, question=question, allowed_answers=allowed, task_key=key, generation=generation
+        )
+        self._state.reviews[review.id] = review
+        self._state.walk.review_opened(review.id, key)
+
+    def _close(self, review: ReviewRecord, changes: Changes) -> None:
+        changes.review_closed(review.id)
+        self._state.reviews.pop(review.id, None)
+
+    def _answered_about_a_plan(self) -> list[ReviewRecord]:
+        """Reviews whose answers asked for the plan that has just come."""
+        return [r for r in self._state.reviews.values() if r.kind is ReviewKind.PLAN and r.answered_at is not None]
+
+    def _has_requested(self, key: TaskKey) -> bool:
+        """Whether a person's answer about this failed task is still to be carried out."""
+        return any(r.task_key == key and r.answered_at is not None for r in self._state.reviews.values())
+
+    # Tasks.
+
+    def _reword(self, key: TaskKey, wording: str | None, changes: Changes, *, by_recovery: bool) -> None:
+        """The task begins anew: in other words, where there are any."""
+        task = self._state.tasks[key]
+        task.description = wording or task.description
+        task.attempts_before = task.attempt
+        changes.task_begins_anew(key, wording=wording, reworded=by_recovery, attempts_before=task.attempt)
+        if wording is not None:
+            changes.event("task.reworded", task_key=key, description=wording)
+
+    def _fail(self, key: TaskKey, changes: Changes) -> None:
+        if self._state.walk.status(key) is not TaskStatus.FAILED:
+            task = self._state.tasks[key]
+            changes.task(key, TaskStatus.FAILED)
+            changes.event("task.failed", task_key=key, attempt=task.attempt, error=task.last_error)
+
+    def _skip(self, key: TaskKey, changes: Changes) -> None:
+        task = self._state.tasks[key]
+        task.skip_reason = shortened(str(task.last_error.get("message", "given up")), _MAX_REASON_CHARACTERS)
+        changes.task_skipped(key, task.skip_reason)
+        changes.event("task.skipped", task_key=key, reason=task.skip_reason)

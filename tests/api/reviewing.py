@@ -1,0 +1,50 @@
+"""How the API's tests have a run ask something of a person."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from app.domain.ids import TaskKey
+from app.domain.status import Decision, ReviewKind, RunStatus, TaskStatus
+from app.storage.changes import Changes
+from app.storage.database import Database, new_id
+from tests.api.asking import Json, chain, commit, new_run, parked
+
+OF_A_PLAN = [Decision.APPROVE, Decision.EDIT, Decision.REJECT]
+OF_A_FAILURE = [Decision.RETRY, Decision.SKIP, Decision.REPLAN, Decision.SUPPLY, Decision.FAIL]
+
+
+def asked_of_plan(review_id: UUID, generation: int = 0) -> Callable[[Changes], None]:
+    return lambda changes: changes.review_opened(
+        review_id,
+        ReviewKind.PLAN,
+        question={"text": "May it be carried out?"},
+        allowed_answers=OF_A_PLAN,
+        generation=generation,
+    )
+
+
+def asked_of_task(review_id: UUID, key: str) -> Callable[[Changes], None]:
+    def say(changes: Changes) -> None:
+        changes.task(TaskKey(key), TaskStatus.AWAITING_REVIEW)
+        changes.review_opened(
+            review_id,
+            ReviewKind.FAILURE,
+            question={"text": "What is to become of it?"},
+            allowed_answers=OF_A_FAILURE,
+            task_key=TaskKey(key),
+        )
+
+    return say
+
+
+async def waiting_run(
+    client: httpx.AsyncClient, database: Database, *, about: str | None = None, **body: Any
+) -> tuple[Json, str]:
+    """A run that waits for the answer to its review, of a task or of its plan; and the path of that review."""
+    run, review_id = await new_run(client, **{"plan": chain("a", "b"), **body}), new_id()
+    await commit(database, run["id"], asked_of_plan(review_id) if about is None else asked_of_task(review_id, about))
+    await commit(database, run["id"], parked(RunStatus.AWAITING_REVIEW))
+    return run, f"{run['links']['reviews']}/{review_id}"
