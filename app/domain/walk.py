@@ -287,9 +287,9 @@ class Walk:
         return self._plan is None
 
     @property
-    def is_giving_up(self) -> bool:
-        """Whether the run has an error, and only waits for what is in flight."""
-        return self._error is not None
+    def is_ending(self) -> bool:
+        """Whether the run only waits for what is in flight, to fail or to be cancelled."""
+        return self._error is not None or self._cancelled
 
     @property
     def replans(self) -> int:

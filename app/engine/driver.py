@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
@@ -10,23 +10,21 @@ import structlog
 
 from app.agents import executor
 from app.domain.errors import LeaseLost, StorageUnavailable
-from app.domain.failures import Backoff, RunError
+from app.domain.failures import RunError
 from app.domain.ids import TaskKey
 from app.domain.recovery import AskRecovery
-from app.domain.status import ACTIVE, AttemptStatus, Mode, RunStatus, Seat, StopRequest, TaskStatus
+from app.domain.status import ACTIVE, AttemptStatus, Mode, RunStatus, StopRequest, TaskStatus
 from app.domain.steps import Call as Purpose
 from app.domain.steps import CutCalls, DrawPlan, Finish, Park, StartTasks, Step, Synthesize
 from app.domain.text import shortened
-from app.engine.calls import Call, Caller, Cut, Outcome, seat_of
-from app.engine.clock import Clock
+from app.engine.admission import Admission
+from app.engine.calls import Call, Cut, Outcome
 from app.engine.inbox import Inbox
 from app.engine.outcomes import Outcomes
-from app.engine.places import Places
-from app.engine.recorder import Recorder
 from app.engine.remedies import Remedies
 from app.engine.state import RunState, build, last_waits
+from app.engine.workshop import Workshop
 from app.storage.changes import Changes, write
-from app.storage.database import Database
 from app.storage.dispatch import Flags, Lease, flags_locked, release
 from app.storage.resume import load
 from app.storage.reviews import bearing_reviews
@@ -37,19 +35,6 @@ _LONGEST_WAIT_MS = 366 * 86_400_000
 _MAX_NAMED = 20
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workshop:
-    """What all drivers of a process share. `lease_ms` is also the longest wait that a driver sits out."""
-
-    database: Database
-    recorder: Recorder
-    caller: Caller
-    places: Places
-    clock: Clock
-    backoff: Backoff
-    lease_ms: int
-
-
 class Driver:
     """One run, for as long as this worker has its lease."""
 
@@ -58,14 +43,10 @@ class Driver:
         self._shop = workshop
         self._inbox: Inbox[Outcome] = Inbox()
         self._calls: dict[int, asyncio.Task[None]] = {}
-        self._granted = 0  # places handed to us that no call uses yet
-        self._waits_for_place = False
+        self._admission = Admission(workshop, self._inbox.nudge)
         self._stop: StopRequest | None = None
         self._answers = 0  # how many answers to reviews there are
         self._draining = False
-        self._admitted: dict[tuple[Seat, TaskKey | None], Call] = {}
-        self._opens_at: int | None = None  # when an endpoint that wants to be left alone may be called again
-        self._refused_by: str | None = None  # the limit of the budget that the last call would have passed
 
     @property
     def is_stopping(self) -> bool:
@@ -89,6 +70,7 @@ class Driver:
             stored = await load(connection, self.lease)
         if stored is None:
             return
+        self._stop = self._stop or stored.run.stop_requested
         state, changes = build(stored, self.lease)
         remedies = Remedies(state, self._shop.clock)
         remedies.take_up(changes, last_waits(stored.calls))
@@ -100,7 +82,7 @@ class Driver:
         except* StorageUnavailable as errors:
             raise errors.exceptions[0] from None
         finally:
-            self._give_back_places()
+            self._admission.leave()
 
     async def _drive(self, state: RunState, remedies: Remedies, changes: Changes, group: asyncio.TaskGroup) -> None:
         outcomes = Outcomes(state, remedies, self._shop.clock, self._shop.backoff)
@@ -123,7 +105,7 @@ class Driver:
             changes = state.changes()
             for outcome in await self._inbox.take(within_seconds=self._sleep_seconds(state)):
                 outcomes.take_in(outcome, changes)
-                self._refused_by = None
+                self._admission.call_ended()
             await self._take_answers(state, remedies, changes)
 
     def _tell_of_stops(self, state: RunState) -> None:
@@ -137,7 +119,7 @@ class Driver:
         deadline = state.budget.deadline(now)
         if deadline is None or deadline > now:
             return
-        if not state.walk.is_giving_up:
+        if not state.walk.is_ending:
             self._tell_of_limit("budget.exceeded", "max_seconds", state, changes)
         message = f"The run's {state.budget.limit('max_seconds'):g} seconds are used up."
         state.walk.give_up(RunError(code="deadline_exceeded", message=message), cut=True)
@@ -155,54 +137,15 @@ class Driver:
                 remedies.answered(review, changes)
 
     def _steps(self, state: RunState, changes: Changes) -> Sequence[Step]:
-        """What the walk wants now, within the places that are free, the budget, and what the endpoint will bear."""
-        now = self._shop.clock.now()
-        if self._opens_at is not None and self._opens_at <= now:
-            self._opens_at = None
-        wanted = 0 if self._draining or self._is_held_up else state.walk.wanted(now)
-        if wanted > self._granted:
-            self._granted += self._shop.places.take(wanted - self._granted)
-        places = min(wanted, self._granted)
-        if wanted > places and not self._waits_for_place:
-            self._waits_for_place = True
-            self._shop.places.wait(self._place_granted)
-        steps = state.walk.next(now, places, partial(self._admit, state))
-        if self._refused_by is not None and not state.walk.in_flight:
-            self._give_up_for(self._refused_by, state, changes)
-            steps = state.walk.next(now, 0)
-        if self._is_held_up and self._waits_for_place:
-            self._shop.places.leave(self._place_granted)
-            self._waits_for_place = False
-        if wanted <= places or self._is_held_up:
-            self._shop.places.give_back(self._granted - len(self._admitted))
-            self._granted = len(self._admitted)
-        return steps
-
-    @property
-    def _is_held_up(self) -> bool:
-        """Whether the endpoint wants to be left alone, or the budget leaves no room until some call has ended."""
-        return self._opens_at is not None or self._refused_by is not None
-
-    def _admit(self, state: RunState, purpose: Purpose) -> bool:
-        """Whether a call may be sent now; if so, it is made, and counted in the budget."""
-        call = self._shop.caller.make(purpose, state, number=state.last_call + 1)
-        opens_at = max(self._shop.caller.opens_at(call.model) or 0, state.opens_at.get(call.model, 0))
-        if opens_at > self._shop.clock.now():
-            self._opens_at = opens_at if self._opens_at is None else min(opens_at, self._opens_at)
-            return False
-        refused_by = state.budget.refuses(call.reservation)
-        if refused_by is not None:
-            self._refused_by = refused_by
-            return False
-        state.last_call += 1
-        state.budget.opened(call.number, call.reservation)
-        self._admitted[call.seat, call.task_key] = call
-        return True
-
-    def _give_up_for(self, limit: str, state: RunState, changes: Changes) -> None:
+        """What is to be done now; a run without room in its budget for another call is given up."""
+        steps = self._admission.steps(state, starting=not self._draining)
+        limit = self._admission.refused_by
+        if limit is None or state.walk.in_flight or state.walk.is_ending:
+            return steps
         self._tell_of_limit("budget.exceeded", limit, state, changes)
         message = f"The budget's {limit} of {state.budget.limit(limit)} leaves no room for the next call."
         state.walk.give_up(RunError(code="budget_exceeded", message=message))
+        return self._admission.steps(state, starting=False)
 
     def _tell_of_limit(self, event: str, limit: str, state: RunState, changes: Changes) -> None:
         used = state.budget.use_of(limit, self._shop.clock.now())
@@ -269,7 +212,7 @@ class Driver:
         return self._open_call(key, state, changes)
 
     def _open_call(self, purpose: Purpose, state: RunState, changes: Changes) -> Call:
-        call = self._admitted.pop(seat_of(purpose))
+        call = self._admission.take(purpose)
         changes.call_opened(
             call.number,
             seat=call.seat,
@@ -295,7 +238,7 @@ class Driver:
         changes.status = end.status
         changes.over = True
         if end.error is not None:
-            changes.error = replace(end.error, message=end.error.message + _account(state)).as_json()
+            changes.error = replace(end.error, message=_sentence(end.error.message) + _account(state)).as_json()
             changes.event("run.failed", error=changes.error)
         else:
             changes.event(f"run.{end.status}")
@@ -304,7 +247,7 @@ class Driver:
 
     def _send(self, calls: Sequence[Call], state: RunState, group: asyncio.TaskGroup) -> None:
         for call in calls:
-            self._granted -= 1
+            self._admission.sent()
             sending = group.create_task(self._shop.caller.send(call, state.run.id, self._inbox.put))
             self._calls[call.number] = sending
             sending.add_done_callback(partial(self._call_ended, call))
@@ -351,7 +294,7 @@ class Driver:
         return True
 
     def _sleep_seconds(self, state: RunState) -> float | None:
-        if self._waits_for_place or self._draining:
+        if self._admission.waits_for_place or self._draining:
             moment = self._next_limit(state)  # until then time alone starts nothing
         else:
             moment = self._next_moment(state)
@@ -360,8 +303,8 @@ class Driver:
     def _next_moment(self, state: RunState) -> int | None:
         """When time alone changes something, in ms; None: never."""
         now = self._shop.clock.now()
-        starts = self._opens_at
-        if not self._is_held_up:
+        starts = self._admission.opens_at
+        if not self._admission.is_held_up:
             starts = now if state.walk.wanted(now) else state.walk.wake_at
         return min((at for at in (starts, self._next_limit(state)) if at is not None), default=None)
 
@@ -370,17 +313,6 @@ class Driver:
         now = self._shop.clock.now()
         moments = (state.budget.deadline(now), state.budget.warning_at(now))
         return min((moment for moment in moments if moment is not None), default=None)
-
-    def _place_granted(self) -> None:
-        self._waits_for_place = False
-        self._granted += 1
-        self._inbox.nudge()
-
-    def _give_back_places(self) -> None:
-        if self._waits_for_place:
-            self._shop.places.leave(self._place_granted)
-        self._shop.places.give_back(self._granted)
-        self._granted = 0
 
 
 def _result(state: RunState) -> object:
@@ -401,6 +333,10 @@ def _account(state: RunState) -> str:
     account = f" {len(done)} of {len(done) + len(missing)} tasks succeeded"
     account += f" ({_named(done)})." if done else "."
     return account + (f" Not reached: {_named(missing)}." if missing else "")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def _named(keys: Sequence[TaskKey]) -> str:

@@ -29,6 +29,7 @@ from app.storage.records import ReviewRecord
 from app.storage.runs import plan_created
 
 _MAX_REASON_CHARACTERS = 1_000
+_MAX_SHOWN_TASKS = 200  # the whole plan can be read by itself
 _OF_A_FAILURE = (Decision.RETRY, Decision.SKIP, Decision.REPLAN, Decision.SUPPLY, Decision.FAIL)
 _OF_A_PLAN = (Decision.APPROVE, Decision.EDIT, Decision.REJECT)
 
@@ -48,6 +49,8 @@ class Remedies:
         match remedy.means:
             case Means.ASK:
                 return
+            case Means.REVIEW if self._state.walk.is_ending:
+                return  # the run would not wait for the answer
             case Means.SKIP:
                 self._skip(key, changes)
                 self._state.walk.skipped(key)
@@ -181,11 +184,11 @@ class Remedies:
             return
         tasks = [
             {"key": key, "description": state.tasks[key].description, "depends_on": list(state.tasks[key].depends_on)}
-            for key in held
+            for key in held[:_MAX_SHOWN_TASKS]
         ]
         question = {
-            "text": f"May generation {generation} of the plan be carried out?",
-            "plan": {"generation": generation, "tasks": tasks},
+            "text": f"May generation {generation} of the plan, with {len(held)} new task(s), be carried out?",
+            "plan": {"generation": generation, "tasks": tasks, "tasks_truncated": len(held) > len(tasks)},
         }
         self._open(ReviewKind.PLAN, question, _OF_A_PLAN, changes, generation=generation)
 

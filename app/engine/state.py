@@ -25,7 +25,6 @@ from app.domain.status import (
     ReviewKind,
     RunStatus,
     Seat,
-    StopRequest,
     TaskStatus,
 )
 from app.domain.steps import WalkTask
@@ -271,8 +270,6 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
     for call in stored.calls:
         _take_up(state, call, changes)
     _restore_waits(state, stored.calls)
-    if run.stop_requested is StopRequest.CANCEL:
-        walk.cancel()
     return state, changes
 
 

@@ -14,10 +14,11 @@ from app.domain.ids import RunId
 from app.domain.status import RunStatus
 from app.engine.calls import Caller
 from app.engine.clock import Clock
-from app.engine.driver import Driver, Workshop
+from app.engine.driver import Driver
 from app.engine.places import Places
 from app.engine.recorder import Recorder
 from app.engine.throttle import Throttle
+from app.engine.workshop import Workshop
 from app.llm.chat import ChatModel
 from app.settings import Settings
 from app.storage.changes import Changes, write
