@@ -89,6 +89,7 @@ def states_follow_from_events(run: Row, tasks: Iterable[Row], events: Iterable[R
             again = {k for k, s in of_tasks.items() if s == "cancelled" or (s == "failed" and k not in replaced)}
             of_tasks |= dict.fromkeys(again, "pending")
         elif key is not None:
+            assert key in of_tasks, f"{type_} of {key}, which the run does not have"
             may_move(of_tasks[key], type_, key)
             of_tasks[key] = moved_by(type_, of_tasks[key])
     assert status == run["status"]

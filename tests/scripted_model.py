@@ -94,6 +94,10 @@ class Reply:
         """The same, but it leaves byte by byte, headers and all."""
         return replace(self, seconds_per_byte=seconds_per_byte)
 
+    def stalled(self, *, body_bytes: int) -> "Reply":
+        """The same, but after so many bytes of the body nothing more comes, and the connection stays open."""
+        return replace(self, hangs=True, bytes_before_cut=len(self._head()) + body_bytes)
+
     def on_the_wire(self) -> bytes:
         """Everything that is sent."""
         return self._head() + self.body if self.stream is None else self.stream
@@ -208,20 +212,28 @@ class ScriptedModel:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=2048)
-        self._port = self._server.sockets[0].getsockname()[1]
+        await self.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.shut()
+        if raised is None:
+            self.check()
+
+    async def open(self) -> None:
+        """Serve; after `shut`, on the same port again."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=2048)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    def shut(self) -> None:
+        """Drop every connection and refuse new ones."""
         assert self._server is not None
         self._server.close()
         for connection in list(self._connections):
             connection.close()
-        if raised is None:
-            self.check()
 
     @property
     def url(self) -> str:
@@ -362,9 +374,10 @@ class _Connection(asyncio.Protocol):
         reply = await self._model.reply_to(call)
         if reply.delay_seconds:
             await asyncio.sleep(reply.delay_seconds)
-        if reply.hangs:
-            return
         stream = reply.on_the_wire()[: reply.bytes_before_cut]
+        if reply.hangs:
+            self._transport.write(stream if reply.bytes_before_cut else b"")
+            return
         if reply.seconds_per_byte is not None:
             while len(stream) > 1:
                 self._transport.write(stream[:1])

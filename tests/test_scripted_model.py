@@ -149,6 +149,26 @@ async def test_a_client_that_gives_up_on_a_dripping_answer_is_noticed(model: Scr
     await model.until(lambda: model.calls[0].disconnected)
 
 
+async def test_an_answer_that_stalls_begins_and_never_ends(model: ScriptedModel) -> None:
+    model.begin(script({"executor": text("half of it").stalled(body_bytes=20)}))
+    async with httpx2.AsyncClient() as client:
+        headers = {"X-Planwave-Seat": "executor", "X-Planwave-Task": "0.a"}
+        url = f"{model.url}/chat/completions"
+        async with client.stream("POST", url, json={"messages": []}, headers=headers) as answer:
+            assert len(await anext(answer.aiter_raw())) == 20
+    await model.until(lambda: model.calls[0].disconnected)
+
+
+async def test_a_server_that_was_shut_serves_again_on_the_same_port(model: ScriptedModel) -> None:
+    url = model.url
+    model.shut()
+    with pytest.raises(openai.APIConnectionError):
+        await ask(model)
+    await model.open()
+    assert model.url == url
+    assert content(await ask(model)) == "result of 0.a"
+
+
 async def test_a_script_that_raises_fails_its_test() -> None:
     def broken(call: Call) -> Reply:
         raise KeyError("no answer")

@@ -5,37 +5,14 @@ answers with what to do next. It reads no clock and does no I/O. Each input cost
 scan of all tasks; only a new generation does. Times are integer milliseconds.
 """
 
-import heapq
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
+from app.domain.board import Board
 from app.domain.failures import RunError
 from app.domain.ids import TaskKey
 from app.domain.recovery import AskRecovery, Means, Policy, Question, Recovery, Remedy
 from app.domain.status import Mode, RunStatus, TaskStatus
 from app.domain.steps import Admit, Call, CutCalls, DrawPlan, Finish, Park, StartTasks, Step, Synthesize, WalkTask
-
-
-@dataclass(slots=True)
-class _Tasks:
-    """The tasks as the walk moves them."""
-
-    status: dict[TaskKey, TaskStatus] = field(default_factory=dict)
-    position: dict[TaskKey, int] = field(default_factory=dict)
-    dependents: dict[TaskKey, list[TaskKey]] = field(default_factory=dict)
-    waits_for: dict[TaskKey, int] = field(default_factory=dict)
-    counts: dict[TaskStatus, int] = field(default_factory=lambda: dict.fromkeys(TaskStatus, 0))
-    unfinished: int = 0
-    optional: set[TaskKey] = field(default_factory=set)
-    """Not critical: skipped without asking."""
-    reworded: set[TaskKey] = field(default_factory=set)
-    held: set[TaskKey] = field(default_factory=set)
-
-
-_DONE = (TaskStatus.SUCCEEDED, TaskStatus.SKIPPED)
-_FINISHED = (*_DONE, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED)
-_DEAD = (TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED)
-_WAITING = (TaskStatus.PENDING, TaskStatus.RETRYING)
 
 
 def _admit_all(call: Call) -> bool:
@@ -62,10 +39,7 @@ class Walk:
         self._mode = mode
         self._max_parallel = max_parallel
         self._wants_synthesis = synthesize
-        self._tasks = _Tasks()
-        self._ready: list[tuple[int, TaskKey]] = []  # by plan order
-        self._retries: list[tuple[int, int, TaskKey]] = []  # by time, then plan order
-        self._in_flight: set[TaskKey] = set()
+        self._tasks = Board()
         self._plan: Question | None = None
         self._synthesis: Question | None = None
         self._recovery = Recovery(policy or Policy(), replans=replans)
@@ -78,15 +52,15 @@ class Walk:
         if tasks is None:
             self._plan = Question()
         else:
-            self._add(tasks)
+            self._tasks.add(tasks)
 
     # What happened to the run.
 
     def plan_accepted(self, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey] = ()) -> None:
         """A plan is drawn, in place of one that was turned down where that is `superseded`, and about to be stored."""
         self._plan = None
-        self._supersede(superseded)
-        self._add(tasks)
+        self._tasks.supersede(superseded)
+        self._tasks.add(tasks)
 
     def plan_asked_again(self, due_at: int | None = None) -> None:
         """The last planning call gave no plan, or a person wants another; the next may be sent from `due_at` on."""
@@ -128,34 +102,31 @@ class Walk:
             case AskRecovery():
                 self._recovery.asked_again(call, None)
             case _:
-                self._in_flight.discard(call)
+                self._tasks.in_flight.discard(call)
 
     # What happened to a task.
 
     def succeeded(self, key: TaskKey) -> None:
         """The task has its result; what waited only for it is ready."""
-        self._move(key, TaskStatus.SUCCEEDED)
-        self._release(key)
+        self._tasks.move(key, TaskStatus.SUCCEEDED)
 
     def skipped(self, key: TaskKey) -> None:
         """The task is left out; what waited only for it is ready."""
-        self._move(key, TaskStatus.SKIPPED)
-        self._release(key)
+        self._tasks.move(key, TaskStatus.SKIPPED)
 
     def retry_at(self, key: TaskKey, due_at: int) -> None:
         """The task came to nothing and may start again from `due_at` on; meanwhile its place is free."""
-        self._move(key, TaskStatus.RETRYING)
-        heapq.heappush(self._retries, (due_at, self._tasks.position[key], key))
+        self._tasks.retry_at(key, due_at)
 
     def failed(self, key: TaskKey, now: int) -> Remedy:
         """The task's attempts are used up, or it failed for good; what comes of it, which the caller carries out."""
-        self._move(key, TaskStatus.FAILED)
+        self._tasks.move(key, TaskStatus.FAILED)
         tasks = self._tasks
         return self._recovery.failed(key, critical=key not in tasks.optional, reworded=key in tasks.reworded, now=now)
 
     def failed_for_good(self, key: TaskKey, error: RunError) -> None:
         """The task is given up, and the run with it: what is in flight may finish, nothing else starts."""
-        self._move(key, TaskStatus.FAILED)
+        self._tasks.move(key, TaskStatus.FAILED)
         self.give_up(error)
 
     # What the recovery seat said.
@@ -192,8 +163,8 @@ class Walk:
     def replanned(self, step: AskRecovery, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey]) -> None:
         """A new generation stands in for what failed; it is about to be stored."""
         self._recovery.replanned(step)
-        self._supersede(superseded)
-        self._add(tasks)
+        self._tasks.supersede(superseded)
+        self._tasks.add(tasks)
 
     # What a person said.
 
@@ -201,7 +172,7 @@ class Walk:
         """A person is asked, about this task where it is one; only what depends on the answer waits for it."""
         self._reviews.add(review)
         if key is not None:
-            self._move(key, TaskStatus.AWAITING_REVIEW)
+            self._tasks.move(key, TaskStatus.AWAITING_REVIEW)
 
     def review_answered(self, review: Hashable) -> None:
         """A person has answered; what the answer means is told by itself."""
@@ -209,27 +180,24 @@ class Walk:
 
     def approved(self, keys: Iterable[TaskKey]) -> None:
         """These tasks need not be held any longer."""
-        for key in keys:
-            self._tasks.held.discard(key)
-            if self._tasks.status[key] is TaskStatus.PENDING:
-                self._start_if_ready(key)
+        self._tasks.let_go(keys)
 
     def replace_held(self, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey]) -> None:
         """A person's own plan stands in for one that was held."""
-        self._supersede(superseded)
-        self._add(tasks)
+        self._tasks.supersede(superseded)
+        self._tasks.add(tasks)
 
     def answered_retry(self, key: TaskKey) -> None:
         """The task that waited for a person may start again."""
         self._tasks.reworded.discard(key)
-        heapq.heappush(self._ready, (self._tasks.position[key], key))
+        self._tasks.make_ready(key)
 
     def answered_replan(
         self, keys: Sequence[TaskKey], instructions: str | None = None, *, replaces: Sequence[TaskKey] = ()
     ) -> None:
         """A person wants a new plan in place of these failed tasks, and of these which have not started."""
         for key in keys:
-            self._move(key, TaskStatus.FAILED)
+            self._tasks.move(key, TaskStatus.FAILED)
         self._recovery.requested(keys, instructions, replaces)
 
     # What to do.
@@ -262,13 +230,13 @@ class Walk:
         if self._complete:
             synthesis = self._synthesis or (Question() if self._needs_synthesis else None)
             return int(synthesis is not None and synthesis.is_due(now))
-        return self._recovery.wanted(now) + self._startable(now)
+        return self._recovery.wanted(now) + self._tasks.startable(now, self._max_parallel)
 
     @property
     def in_flight(self) -> int:
         """Calls that are under way."""
         of_run = sum(question is not None and question.asked for question in (self._plan, self._synthesis))
-        return len(self._in_flight) + of_run + self._recovery.in_flight
+        return len(self._tasks.in_flight) + of_run + self._recovery.in_flight
 
     @property
     def wake_at(self) -> int | None:
@@ -278,8 +246,8 @@ class Walk:
         for question in (self._plan, self._synthesis):
             if question is not None and not question.asked:
                 return question.due_at
-        retry = self._retries[0][0] if self._retries else None
-        return min((at for at in (retry, self._recovery.wake_at) if at is not None), default=None)
+        times = (self._tasks.next_retry, self._recovery.wake_at)
+        return min((at for at in times if at is not None), default=None)
 
     @property
     def has_plan(self) -> bool:
@@ -316,18 +284,12 @@ class Walk:
 
     def end_unfinished(self) -> list[TaskKey]:
         """Cancel every task that has no end of its own yet, in plan order; the run is finishing."""
-        left = [key for key, status in self._tasks.status.items() if status not in _FINISHED]
-        for key in left:
-            self._move(key, TaskStatus.CANCELLED)
-        return sorted(left, key=self._tasks.position.__getitem__)
+        return self._tasks.cancel_unfinished()
 
     @property
     def last_tasks(self) -> list[TaskKey]:
         """The tasks that nothing depends on, in plan order; what has failed or been replaced counts for nothing."""
-        tasks = self._tasks
-        live = [key for key, status in tasks.status.items() if status not in _DEAD]
-        last = [k for k in live if all(tasks.status[d] in _DEAD for d in tasks.dependents[k])]
-        return sorted(last, key=tasks.position.__getitem__)
+        return self._tasks.last()
 
     @property
     def tasks(self) -> Sequence[TaskKey]:
@@ -336,15 +298,7 @@ class Walk:
 
     def dependents(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
         """All live tasks that cannot start without these, however far behind, in plan order."""
-        tasks = self._tasks
-        found: set[TaskKey] = set()
-        front = list(keys)
-        while front:
-            for dependent in tasks.dependents[front.pop()]:
-                if dependent not in found and tasks.status[dependent] in _WAITING:
-                    found.add(dependent)
-                    front.append(dependent)
-        return sorted(found, key=tasks.position.__getitem__)
+        return self._tasks.behind(keys)
 
     # Within.
 
@@ -375,7 +329,7 @@ class Walk:
                 steps.append(step)
             else:
                 self._recovery.put_back(step)
-        keys = self._take(now, places - len(steps), admit)
+        keys = self._tasks.start(min(places - len(steps), self._tasks.startable(now, self._max_parallel)), admit)
         if keys:
             steps.append(StartTasks(keys))
         if not steps and not self.in_flight and self._reviews and not self.wanted(now) and self.wake_at is None:
@@ -391,84 +345,6 @@ class Walk:
         if self._synthesis is not None:
             return self._ask(self._synthesis, Synthesize(), now, places, admit)
         return [self._finish(RunStatus.SUCCEEDED)]
-
-    def _add(self, added: Iterable[WalkTask]) -> None:
-        new = list(added)
-        tasks = self._tasks
-        for task in new:
-            # What ran when its worker died keeps its status, and starts like any ready task.
-            tasks.status[task.key] = task.status
-            tasks.position[task.key] = task.position
-            tasks.dependents.setdefault(task.key, [])
-            tasks.counts[task.status] += 1
-            tasks.unfinished += task.status not in _FINISHED
-            for mark, noted in ((not task.critical, tasks.optional), (task.reworded, tasks.reworded)):
-                if mark:
-                    noted.add(task.key)
-            if task.held:
-                tasks.held.add(task.key)
-        for task in new:
-            for dependency in task.depends_on:
-                tasks.dependents[dependency].append(task.key)
-            tasks.waits_for[task.key] = sum(tasks.status[d] not in _DONE for d in task.depends_on)
-            if task.status is TaskStatus.RETRYING:
-                heapq.heappush(self._retries, (task.due_at or 0, task.position, task.key))
-            elif task.status not in _FINISHED:
-                self._start_if_ready(task.key)
-
-    def _start_if_ready(self, key: TaskKey) -> None:
-        tasks = self._tasks
-        if tasks.waits_for[key] == 0 and key not in tasks.held:
-            heapq.heappush(self._ready, (tasks.position[key], key))
-
-    def _supersede(self, keys: Iterable[TaskKey]) -> None:
-        gone: Collection[TaskKey] = set(keys)
-        for key in gone:
-            self._move(key, TaskStatus.SUPERSEDED)
-            self._tasks.held.discard(key)
-        if gone:
-            self._ready = [entry for entry in self._ready if entry[-1] not in gone]
-            self._retries = [entry for entry in self._retries if entry[-1] not in gone]
-            heapq.heapify(self._ready)
-            heapq.heapify(self._retries)
-
-    def _move(self, key: TaskKey, status: TaskStatus) -> None:
-        tasks = self._tasks
-        was = tasks.status[key]
-        tasks.status[key] = status
-        tasks.counts[was] -= 1
-        tasks.counts[status] += 1
-        tasks.unfinished += (status not in _FINISHED) - (was not in _FINISHED)
-        if status is TaskStatus.RUNNING:
-            self._in_flight.add(key)
-        else:
-            self._in_flight.discard(key)
-
-    def _release(self, key: TaskKey) -> None:
-        tasks = self._tasks
-        for dependent in tasks.dependents[key]:
-            tasks.waits_for[dependent] -= 1
-            if tasks.status[dependent] is TaskStatus.PENDING:
-                self._start_if_ready(dependent)
-
-    def _promote(self, now: int) -> None:
-        while self._retries and self._retries[0][0] <= now:
-            _, position, key = heapq.heappop(self._retries)
-            heapq.heappush(self._ready, (position, key))
-
-    def _startable(self, now: int) -> int:
-        self._promote(now)
-        return max(0, min(len(self._ready), self._max_parallel - len(self._in_flight)))
-
-    def _take(self, now: int, places: int, admit: Admit) -> list[TaskKey]:
-        keys: list[TaskKey] = []
-        for _ in range(min(places, self._startable(now))):
-            if not admit(self._ready[0][1]):
-                break
-            _, key = heapq.heappop(self._ready)
-            self._move(key, TaskStatus.RUNNING)
-            keys.append(key)
-        return keys
 
     def _ask(self, question: Question, step: DrawPlan | Synthesize, now: int, places: int, admit: Admit) -> list[Step]:
         if places < 1 or not question.is_due(now) or not admit(step):

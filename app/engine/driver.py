@@ -328,8 +328,9 @@ def _account(state: RunState) -> str:
     """What was reached and what was not, for whoever reads why the run ended."""
     if not state.tasks:
         return ""
-    done = [key for key in state.live if state.walk.status(key) is TaskStatus.SUCCEEDED]
-    missing = [key for key in state.live if state.walk.status(key) is not TaskStatus.SUCCEEDED]
+    wanted = [k for k in state.tasks if k not in state.replaced and state.walk.status(k) is not TaskStatus.SUPERSEDED]
+    done = [key for key in wanted if state.walk.status(key) is TaskStatus.SUCCEEDED]
+    missing = [key for key in wanted if state.walk.status(key) is not TaskStatus.SUCCEEDED]
     account = f" {len(done)} of {len(done) + len(missing)} tasks succeeded"
     account += f" ({_named(done)})." if done else "."
     return account + (f" Not reached: {_named(missing)}." if missing else "")

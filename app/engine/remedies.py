@@ -8,6 +8,7 @@ from app.agents import recovery
 from app.agents.planner import TurnedDown
 from app.domain.failures import RunError
 from app.domain.generation import NewPlan, next_plan
+from app.domain.graph import validate
 from app.domain.ids import TaskKey
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.recovery import AskRecovery, Means, Remedy
@@ -173,7 +174,7 @@ class Remedies:
 
     # Reviews.
 
-    def open_plan_review(self, changes: Changes) -> None:
+    def open_plan_review(self, changes: Changes, *, note: str | None = None) -> None:
         """Ask a person about the newest plan where that is wanted and has not been asked yet."""
         state = self._state
         generation = state.generation
@@ -187,7 +188,9 @@ class Remedies:
             for key in held[:_MAX_SHOWN_TASKS]
         ]
         question = {
-            "text": f"May generation {generation} of the plan, with {len(held)} new task(s), be carried out?",
+            "text": " ".join(
+                filter(None, (note, f"May generation {generation} of the plan, {len(held)} task(s), be carried out?"))
+            ),
             "plan": {"generation": generation, "tasks": tasks, "tasks_truncated": len(held) > len(tasks)},
         }
         self._open(ReviewKind.PLAN, question, _OF_A_PLAN, changes, generation=generation)
@@ -237,12 +240,19 @@ class Remedies:
             for task in drawn["tasks"]
         ]
         behind = [*held, *(key for key in state.walk.dependents(held) if key not in held)]
+        carried = state.carried(without=behind)
+        if problems := validate(tasks, min_tasks=1, max_tasks=len(tasks), known_keys=carried):
+            # What it builds on has been replaced since: the person is asked again.
+            for review in self._answered_about_a_plan():
+                self._close(review, changes)
+            self.open_plan_review(changes, note=f"Your plan could not be taken: {problems[0].message}")
+            return
         plan = next_plan(
             tasks,
             PlanReason.CLIENT,
             generation=(state.generation or 0) + 1,
             position=len(state.tasks),
-            carried=state.carried(without=behind),
+            carried=carried,
             superseded=behind,
         )
         self.store(plan, changes, lambda added: state.walk.replace_held(added, superseded=behind), held=False)

@@ -52,7 +52,8 @@ class StoredCall:
 class StoredRun:
     """A run with its tasks in plan order, their attempts, and the calls and reviews that bear on what comes next.
 
-    `reviews` are all of plans, and those of other kinds that are open or whose answers wait.
+    `plans` are there once there is more than one; `reviews` are all of plans, and those of other kinds that are open or
+    whose answers wait.
     """
 
     run: RunRecord
@@ -76,10 +77,10 @@ async def load(connection: AsyncConnection, lease: Lease) -> StoredRun | None:
     return StoredRun(
         run=run,
         tasks=tasks,
-        plans=[] if run.generation is None else await list_plans(connection, *of_run, limit=_ALL),
+        plans=await list_plans(connection, *of_run, limit=_ALL) if run.generation else [],
         attempts=await _attempts(connection, lease) if run.llm_calls else {},
         calls=await _calls(connection, lease, after=run.retried_after) if run.llm_calls else [],
-        reviews=await bearing_reviews(connection, *of_run),
+        reviews=await bearing_reviews(connection, *of_run) if run.open_reviews or run.answers else [],
         last_call=run.llm_calls,
     )
 
