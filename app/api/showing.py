@@ -117,7 +117,7 @@ def _run_fields(record: RunRecord) -> Mapping[str, Any]:
         "stop_requested": record.stop_requested,
         "generation": record.generation,
         "result": record.result,
-        "error": record.error,
+        "error": record.error if record.status is RunStatus.FAILED else None,
         "progress": record.progress,
         "usage": _usage_of(record, record.tool_calls),
         "budget": record.budget,

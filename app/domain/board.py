@@ -133,9 +133,14 @@ class Board:
         return self._in_plan_order(left)
 
     def last(self) -> list[TaskKey]:
-        """The tasks that nothing depends on, in plan order; what has failed or been replaced counts for nothing."""
-        live = [key for key, status in self.status.items() if status not in _DEAD]
-        return self._in_plan_order(k for k in live if all(self.status[d] in _DEAD for d in self._dependents[k]))
+        """The tasks whose results no other builds on, in plan order: whatever is behind them is gone or was skipped."""
+        return self._in_plan_order(key for key, status in self.status.items() if self._is_last(key, status))
+
+    def _is_last(self, key: TaskKey, status: TaskStatus) -> bool:
+        behind = {self.status[dependent] for dependent in self._dependents[key]}
+        if status is not TaskStatus.SKIPPED:
+            behind.discard(TaskStatus.SKIPPED)  # it has built nothing
+        return status not in _DEAD and behind <= set(_DEAD)
 
     def behind(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
         """All that have not started and cannot without these, however far behind, in plan order."""

@@ -94,6 +94,7 @@ class _Open:
 
     step: AskRecovery
     question: Question = field(default_factory=Question)
+    sent: int = 0
 
 
 class Recovery:
@@ -152,7 +153,7 @@ class Recovery:
         """Before this worker, the last call about this task failed; the next may be sent from `due_at` on."""
         if key in self._rewordings:
             self._rewordings[key].question.due_at = due_at
-        elif key in self._failures:
+        else:
             self._not_before = due_at
 
     def retry_chosen(self, step: AskRecovery, *, reworded: bool) -> Remedy:
@@ -173,13 +174,14 @@ class Recovery:
         self._close(step)
         return self._exhausted("replans_exhausted")
 
-    def replanned(self, step: AskRecovery) -> None:
-        """A new plan replaces what failed."""
+    def replanned(self, step: AskRecovery) -> Mapping[TaskKey, Remedy]:
+        """A new plan replaces what failed; what comes of other tasks that have waited for one."""
         self._replans += not step.requested
         for key in step.keys:
             self._failures.pop(key, None)
             self._rewordings.pop(key, None)
         self._replan = None
+        return self._exhaust_rest()
 
     def spoiled(self, step: AskRecovery, *, again: bool) -> Mapping[TaskKey, Remedy]:
         """No usable answer came; what comes of the tasks it was about. Not `again`: another call would be no use.
@@ -200,7 +202,8 @@ class Recovery:
         concerned = step.keys if step.asked is Asked.REPLAN else (step.key,)
         for key in concerned:
             self._failures.pop(key, None)
-        return dict.fromkeys(concerned, self._exhausted("replans_exhausted" if again else "task_failed"))
+        remedy = self._exhausted("replans_exhausted" if again else "task_failed")
+        return {**dict.fromkeys(concerned, remedy), **self._exhaust_rest()}
 
     def cut(self) -> None:
         """Every call of this seat is closed without an answer."""
@@ -233,7 +236,7 @@ class Recovery:
     def wake_at(self) -> int | None:
         """When something becomes due by time alone."""
         times = [o.question.due_at for o in self._all_open() if not o.question.asked and o.question.due_at is not None]
-        if self._replan is None and self._failures and not self._requests:
+        if self._replan is None and (self._failures or self._requests):
             times.append(self._gathered_at)
         return min(times, default=None)
 
@@ -246,23 +249,33 @@ class Recovery:
         """The questions to send now; they count as asked from here on."""
         if self._replan is None and self._is_gathered(now) and places > 0:
             self._replan = _Open(self._requests.pop(0) if self._requests else self._of_failures())
+            self._not_before = None
         taken = [open_ for open_ in self._all_open() if open_.question.is_due(now)][:places]
         for open_ in taken:
             open_.question.asked = True
+            open_.sent += 1
         return [open_.step for open_ in taken]
 
     def put_back(self, step: AskRecovery) -> None:
-        """A question that was taken is not sent after all."""
-        self._open(step).question.asked = False
+        """A question that was taken is not sent after all; as long as it never was, more failures can join it."""
+        open_ = self._open(step)
+        open_.question.asked = False
+        open_.sent -= 1
+        if open_ is self._replan and not open_.sent:
+            self._replan = None
+            if step.requested:
+                self._requests.insert(0, step)
 
     # Within.
 
     def _is_gathered(self, now: int) -> bool:
-        return bool(self._requests) or (bool(self._failures) and self._gathered_at <= now)
+        return bool(self._requests or self._failures) and self._gathered_at <= now
 
     @property
     def _gathered_at(self) -> int:
-        return max(min(self._failures.values()) + GATHER_MS, self._not_before or 0)
+        """What a person asks for waits for nothing but the endpoint."""
+        gathered = 0 if self._requests else min(self._failures.values()) + GATHER_MS
+        return max(gathered, self._not_before or 0)
 
     def _of_failures(self) -> AskRecovery:
         first, *rest = self._failures
@@ -287,6 +300,13 @@ class Recovery:
         else:
             self._failures.pop(step.key, None)
             self._replan = None
+
+    def _exhaust_rest(self) -> Mapping[TaskKey, Remedy]:
+        """What comes of those that have waited for a replan, when none is left; `auto` may still skip them."""
+        if self._policy.on_failure is not OnFailure.REPLAN or self.replans_left:
+            return {}
+        rest, self._failures = self._failures, {}
+        return dict.fromkeys(rest, self._exhausted("replans_exhausted"))
 
     def _exhausted(self, code: str) -> Remedy:
         if self._policy.on_exhausted is OnExhausted.REVIEW:

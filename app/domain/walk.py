@@ -160,11 +160,13 @@ class Walk:
         """The answer is a new plan: None when it can be taken (`replanned` follows), or what comes of the task."""
         return None if self._recovery.may_replan(step) else self._recovery.replan_refused(step)
 
-    def replanned(self, step: AskRecovery, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey]) -> None:
-        """A new generation stands in for what failed; it is about to be stored."""
-        self._recovery.replanned(step)
+    def replanned(
+        self, step: AskRecovery, tasks: Iterable[WalkTask], *, superseded: Iterable[TaskKey]
+    ) -> Mapping[TaskKey, Remedy]:
+        """A new generation, about to be stored, stands in for what failed; what comes of others that waited for one."""
         self._tasks.supersede(superseded)
         self._tasks.add(tasks)
+        return self._recovery.replanned(step)
 
     # What a person said.
 
@@ -255,6 +257,11 @@ class Walk:
         return self._plan is None
 
     @property
+    def error(self) -> RunError | None:
+        """Why the run is given up, as soon as it is."""
+        return self._error
+
+    @property
     def is_ending(self) -> bool:
         """Whether the run only waits for what is in flight, to fail or to be cancelled."""
         return self._error is not None or self._cancelled
@@ -288,7 +295,7 @@ class Walk:
 
     @property
     def last_tasks(self) -> list[TaskKey]:
-        """The tasks that nothing depends on, in plan order; what has failed or been replaced counts for nothing."""
+        """The tasks whose results no other builds on, in plan order."""
         return self._tasks.last()
 
     @property

@@ -22,7 +22,7 @@ from app.engine.calls import Call, Cut, Outcome
 from app.engine.inbox import Inbox
 from app.engine.outcomes import Outcomes
 from app.engine.remedies import Remedies
-from app.engine.state import RunState, build, last_waits
+from app.engine.state import RunState, build
 from app.engine.workshop import Workshop
 from app.storage.changes import Changes, write
 from app.storage.dispatch import Flags, Lease, flags_locked, release
@@ -73,7 +73,7 @@ class Driver:
         self._stop = self._stop or stored.run.stop_requested
         state, changes = build(stored, self.lease)
         remedies = Remedies(state, self._shop.clock)
-        remedies.take_up(changes, last_waits(stored.calls))
+        remedies.take_up(changes)
         try:
             async with asyncio.TaskGroup() as group:
                 await self._drive(state, remedies, changes, group)
@@ -172,6 +172,9 @@ class Driver:
                 case _:
                     assert_never(step)
         self._note_budget(state, changes)
+        if state.walk.error is not None and not state.has_stored_error and not changes.over:
+            state.has_stored_error = True
+            changes.error = state.walk.error.as_json()
         if changes.touches_tasks or changes.over or begins:
             changes.progress = state.walk.progress()
         changes.replans = state.walk.replans - state.replans

@@ -14,10 +14,12 @@ from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.recovery import AskRecovery, Means, Remedy
 from app.domain.replan import dropped
 from app.domain.status import (
+    AttemptStatus,
     Decision,
     PlanReason,
     ReviewKind,
     RunStatus,
+    Seat,
     TaskStatus,
 )
 from app.domain.steps import WalkTask
@@ -62,24 +64,20 @@ class Remedies:
             case _:
                 assert_never(remedy.means)
 
-    def take_up(self, changes: Changes, waits: Mapping[TaskKey, int]) -> None:
-        """For a run that is loaded: what was under way about its failures, and about its reviews.
-
-        `waits` are the times from which on the recovery seat may be asked again about a task.
-        """
+    def take_up(self, changes: Changes) -> None:
+        """For a run that is loaded: what was under way about its failures, and about its reviews."""
         state = self._state
-        for key in state.live:
-            if state.walk.status(key) is TaskStatus.FAILED and not self._has_requested(key):
-                if state.tasks[key].last_error.get("kind") in ("llm_unavailable", "llm_auth_failed"):
-                    state.walk.give_up(task_error(key, state.tasks[key].last_error))
-                    continue
-                self.apply(key, state.walk.failed(key, self._clock.now()), changes)
-                if key in waits:
-                    state.walk.recovery_resumed(key, waits[key])
+        for review in state.plan_reviews:
+            self._remember_words(review)
+        if not state.walk.is_ending:
+            for key in state.failures:
+                if not self._has_requested(key):
+                    self.apply(key, state.walk.failed(key, self._clock.now()), changes)
+                    self._go_on_waiting(key)
         for review in list(state.reviews.values()):
             if review.answered_at is not None:
                 self.answered(review, changes)
-        self.open_plan_review(changes)
+        self.open_plan_reviews(changes)
 
     # The recovery seat's answers.
 
@@ -115,9 +113,11 @@ class Remedies:
         remedies = self._state.walk.recovery_spoiled(step, again=again)
         if step.replaces:
             # A person turned a plan down, and no other came of it: they are asked about that one once more.
-            for review in self._answered_about_a_plan():
-                self._close(review, changes)
-            self.open_plan_review(changes)
+            turned_down = step.replaces[0].partition(".")[0]
+            for review in list(self._state.reviews.values()):
+                if review.kind is ReviewKind.PLAN and str(review.generation) == turned_down:
+                    self._close(review, changes)
+            self.open_plan_reviews(changes)
             return
         for key, remedy in remedies.items():
             if remedy.means is Means.GIVE_UP:
@@ -136,6 +136,9 @@ class Remedies:
         for key in plan.superseded:
             changes.task(key, TaskStatus.SUPERSEDED)
             changes.event("task.superseded", task_key=key, generation=plan.generation)
+            if state.tasks[key].attempt_open:  # it waited for another try
+                changes.attempt_ended(key, state.tasks[key].attempt, AttemptStatus.CANCELLED)
+                state.tasks[key].attempt_open = False
         is_first = state.generation is None
         changes.plans.append(plan)
         changes.event("plan.created", **plan_created(plan))
@@ -143,15 +146,13 @@ class Remedies:
             changes.status = RunStatus.RUNNING
             changes.event("run.started")
         tell(state.take_in(plan, held=waits))
-        for review in self._answered_about_a_plan():
-            self._close(review, changes)
         for review in list(state.reviews.values()):
+            # What it asks about, or its answer has asked to replace, is gone.
             if review.kind is ReviewKind.PLAN and not state.of_generation(review.generation or 0):
-                state.walk.review_answered(review.id)  # what it asks about has been replaced
+                state.walk.review_answered(review.id)
                 self._close(review, changes)
-        state.turned_down.clear()
         if waits:
-            self.open_plan_review(changes)
+            self.open_plan_reviews(changes)
 
     def _replan(self, step: AskRecovery, tasks: Sequence[PlannedTask], drop: Sequence[str], changes: Changes) -> None:
         state = self._state
@@ -167,30 +168,39 @@ class Remedies:
             superseded=superseded,
             prompt_hash=recovery.prompt_hash(step.asked),
         )
-        self.store(plan, changes, lambda added: state.walk.replanned(step, added, superseded=superseded))
+        others: dict[TaskKey, Remedy] = {}
+        self.store(plan, changes, lambda added: others.update(state.walk.replanned(step, added, superseded=superseded)))
+        for key, remedy in others.items():
+            self.apply(key, remedy, changes)
         for review in list(state.reviews.values()):
             if review.task_key in step.keys and review.answered_at is not None:
                 self._close(review, changes)
 
     # Reviews.
 
-    def open_plan_review(self, changes: Changes, *, note: str | None = None) -> None:
-        """Ask a person about the newest plan where that is wanted and has not been asked yet."""
+    def open_plan_reviews(self, changes: Changes, *, note: str | None = None) -> None:
+        """Ask a person about the plans that wait for one and have not been asked about yet."""
         state = self._state
-        generation = state.generation
-        if not state.needs_approval or generation is None or generation in state.approved:
+        if not state.needs_approval or state.generation is None or state.walk.is_ending:
             return
-        held = state.of_generation(generation)
-        if not held or any(r.kind is ReviewKind.PLAN and r.generation == generation for r in state.reviews.values()):
-            return
+        asked = {review.generation for review in state.reviews.values() if review.kind is ReviewKind.PLAN}
+        for generation in range(state.generation + 1):
+            held = state.of_generation(generation)
+            if held and generation not in state.approved | asked:
+                self._open_plan_review(generation, held, note, changes)
+
+    def _open_plan_review(self, generation: int, held: Sequence[TaskKey], note: str | None, changes: Changes) -> None:
         tasks = [
-            {"key": key, "description": state.tasks[key].description, "depends_on": list(state.tasks[key].depends_on)}
+            {
+                "key": key,
+                "description": self._state.tasks[key].description,
+                "depends_on": list(self._state.tasks[key].depends_on),
+            }
             for key in held[:_MAX_SHOWN_TASKS]
         ]
+        asked = f"May generation {generation} of the plan, {len(held)} task(s), be carried out?"
         question = {
-            "text": " ".join(
-                filter(None, (note, f"May generation {generation} of the plan, {len(held)} task(s), be carried out?"))
-            ),
+            "text": " ".join(filter(None, (note, asked))),
             "plan": {"generation": generation, "tasks": tasks, "tasks_truncated": len(held) > len(tasks)},
         }
         self._open(ReviewKind.PLAN, question, _OF_A_PLAN, changes, generation=generation)
@@ -217,16 +227,18 @@ class Remedies:
                 state.walk.approved(held)
                 self._close(review, changes)
             case Decision.EDIT:
-                self._edited(held, generation, answer["plan"], changes)
+                self._edited(review, held, answer["plan"], changes)
             case Decision.REJECT if answer.get("instructions"):
-                self._redraw(held, generation, answer["instructions"], changes)
+                self._redraw(review, held, answer["instructions"], changes)
             case _:
                 state.walk.give_up(
                     RunError(code="review_rejected", message=f"Generation {generation} of the plan was rejected.")
                 )
                 self._close(review, changes)
 
-    def _edited(self, held: Sequence[TaskKey], generation: int, drawn: Mapping[str, Any], changes: Changes) -> None:
+    def _edited(
+        self, review: ReviewRecord, held: Sequence[TaskKey], drawn: Mapping[str, Any], changes: Changes
+    ) -> None:
         """A person's own plan stands in for the one that was asked about."""
         state = self._state
         tasks = [
@@ -243,9 +255,8 @@ class Remedies:
         carried = state.carried(without=behind)
         if problems := validate(tasks, min_tasks=1, max_tasks=len(tasks), known_keys=carried):
             # What it builds on has been replaced since: the person is asked again.
-            for review in self._answered_about_a_plan():
-                self._close(review, changes)
-            self.open_plan_review(changes, note=f"Your plan could not be taken: {problems[0].message}")
+            self._close(review, changes)
+            self.open_plan_reviews(changes, note=f"Your plan could not be taken: {problems[0].message}")
             return
         plan = next_plan(
             tasks,
@@ -257,25 +268,42 @@ class Remedies:
         )
         self.store(plan, changes, lambda added: state.walk.replace_held(added, superseded=behind), held=False)
 
-    def _redraw(self, held: Sequence[TaskKey], generation: int, words: str, changes: Changes) -> None:
+    def _redraw(self, review: ReviewRecord, held: Sequence[TaskKey], words: str, changes: Changes) -> None:
         """A person wants another plan: asked of whoever drew this one."""
-        state = self._state
+        state, generation = self._state, review.generation or 0
         if failed := state.failed_keys.get(generation, ()):
             state.walk.answered_replan(failed, words, replaces=held)
+            self._go_on_waiting(failed[0])
+            return
+        self._remember_words(review)
+        state.walk.plan_asked_again(state.waits.pop((Seat.PLANNER, None), None))
+        if state.status is RunStatus.RUNNING:
+            changes.status = RunStatus.PLANNING
+            changes.event("run.planning")
+
+    def _remember_words(self, review: ReviewRecord) -> None:
+        """Have the planner see a plan of its own that a person turned down, and their words."""
+        state, answer = self._state, review.answer or {}
+        words, generation = answer.get("instructions"), review.generation
+        if answer.get("decision") != Decision.REJECT or not words or generation is None:
+            return
+        if state.failed_keys.get(generation) or any(known.words == words for known in state.turned_down):
             return
         tasks = [
             {
                 "id": key.partition(".")[2],
-                "description": state.tasks[key].description,
-                "depends_on": [needed.partition(".")[2] for needed in state.tasks[key].depends_on],
+                "description": task.description,
+                "depends_on": [needed.partition(".")[2] for needed in task.depends_on],
             }
-            for key in held
+            for key, task in state.tasks.items()
+            if key.startswith(f"{generation}.")
         ]
         state.turned_down.append(TurnedDown(plan=json.dumps({"tasks": tasks}, ensure_ascii=False), words=words))
-        state.walk.plan_asked_again()
-        if state.status is RunStatus.RUNNING:
-            changes.status = RunStatus.PLANNING
-            changes.event("run.planning")
+
+    def _go_on_waiting(self, key: TaskKey) -> None:
+        """What was asked about this task before the run was loaded keeps its place."""
+        if (due_at := self._state.waits.pop((Seat.RECOVERY, key), None)) is not None:
+            self._state.walk.recovery_resumed(key, due_at)
 
     def _failure_answered(self, review: ReviewRecord, decision: Decision, key: TaskKey, changes: Changes) -> None:
         state, answer = self._state, review.answer or {}
@@ -294,6 +322,7 @@ class Remedies:
             case Decision.REPLAN:
                 self._fail(key, changes)
                 state.walk.answered_replan([key], answer.get("instructions"))
+                self._go_on_waiting(key)
                 return  # closed with the plan that comes of it: until then a crash must not forget it
             case _:
                 self._fail(key, changes)
@@ -346,10 +375,6 @@ class Remedies:
     def _close(self, review: ReviewRecord, changes: Changes) -> None:
         changes.review_closed(review.id)
         self._state.reviews.pop(review.id, None)
-
-    def _answered_about_a_plan(self) -> list[ReviewRecord]:
-        """Reviews whose answers asked for the plan that has just come."""
-        return [r for r in self._state.reviews.values() if r.kind is ReviewKind.PLAN and r.answered_at is not None]
 
     def _has_requested(self, key: TaskKey) -> bool:
         """Whether a person's answer about this failed task is still to be carried out."""

@@ -104,6 +104,8 @@ class RunState:
     asks: dict[Question, Ask] = field(default_factory=dict)
     reviews: dict[UUID, ReviewRecord] = field(default_factory=dict)
     """Those that are open, and those whose answers are not carried out yet."""
+    plan_reviews: Sequence[ReviewRecord] = ()
+    """Of a run that was loaded: all reviews of its plans, first to last."""
     answers: int = 0
     """Answers to reviews that have been looked at."""
     approved: set[int] = field(default_factory=set)
@@ -114,6 +116,11 @@ class RunState:
     replaced: set[TaskKey] = field(default_factory=set)
     replans: int = 0
     """As stored."""
+    waits: dict[Question, int] = field(default_factory=dict)
+    """Of a run that was loaded: when each question whose last call met a fault may be asked again, in ms."""
+    failures: Sequence[TaskKey] = ()
+    """Of a run that was loaded: the tasks that have failed and are not replaced, in the order they failed."""
+    has_stored_error: bool = False
     opens_at: dict[str, int] = field(default_factory=dict)
     """When each model that asked to be left alone may be called again, in ms."""
     last_call: int = 0
@@ -250,6 +257,7 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
         budget=budget,
         status=run.status,
         generation=run.generation,
+        plan_reviews=[review for review in stored.reviews if review.kind is ReviewKind.PLAN],
         answers=run.answers,
         approved=approved,
         failed_keys={plan.generation: plan.failed_task_keys for plan in stored.plans},
@@ -269,7 +277,16 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
     changes = state.changes()
     for call in stored.calls:
         _take_up(state, call, changes)
-    _restore_waits(state, stored.calls)
+    state.waits = _waits(stored.calls)
+    if not walk.has_plan:
+        walk.plan_asked_again(state.waits.get((Seat.PLANNER, None)))
+    if (due_at := state.waits.get((Seat.SYNTHESIZER, None))) is not None:
+        walk.synthesis_asked_again(due_at)
+    state.failures = _failures(state, stored.tasks)
+    if run.error is not None:
+        state.has_stored_error = True
+        error = RunError(code=run.error["code"], message=run.error["message"], task_key=run.error["task_key"])
+        walk.give_up(error, cut=error.code == "deadline_exceeded")
     return state, changes
 
 
@@ -328,6 +345,8 @@ def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
         changes.call_ended(call.number, CallStatus.LOST, usage=call.reserved, cost_nano_usd=call.reserved_cost_nano_usd)
         tokens = call.reserved.input_tokens + call.reserved.output_tokens
         state.budget.closed(call.number, tokens, call.reserved_cost_nano_usd)
+        if call.seat is Seat.RECOVERY:
+            state.ask(call.seat, call.task_key)
         return
     task = None if call.task_key is None else state.tasks.get(call.task_key)
     if call.seat is Seat.EXECUTOR and task is not None and not (task.attempt_open and call.attempt == task.attempt):
@@ -349,26 +368,21 @@ def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
             ask.rejections.append(Rejection(answer=call.answer or "", problems=problems))
 
 
-def _restore_waits(state: RunState, calls: Sequence[StoredCall]) -> None:
+def _waits(calls: Sequence[StoredCall]) -> dict[Question, int]:
     """What waited for its next try goes on waiting."""
     last: dict[Question, StoredCall] = {(call.seat, call.task_key): call for call in calls}
-    for (seat, _), call in last.items():
-        if call.status is not CallStatus.FAILED:
-            continue
-        if seat is Seat.PLANNER and not state.walk.has_plan:
-            state.walk.plan_asked_again(call.retry_at)
-        elif seat is Seat.SYNTHESIZER:
-            state.walk.synthesis_asked_again(call.retry_at)
-
-
-def last_waits(calls: Sequence[StoredCall]) -> dict[TaskKey, int]:
-    """When the recovery seat may be asked again about each task whose last question met a fault."""
-    last = {call.task_key: call for call in calls if call.seat is Seat.RECOVERY and call.task_key is not None}
     return {
-        key: call.retry_at
-        for key, call in last.items()
+        question: call.retry_at
+        for question, call in last.items()
         if call.status is CallStatus.FAILED and call.retry_at is not None
     }
+
+
+def _failures(state: RunState, tasks: Sequence[TaskRecord]) -> list[TaskKey]:
+    """What has been asked about before comes first, so that it is the same question again."""
+    failed = [t for t in tasks if t.status is TaskStatus.FAILED and t.key not in state.replaced]
+    failed.sort(key=lambda t: ((Seat.RECOVERY, t.key) not in state.asks, t.finished_at or 0, t.position))
+    return [task.key for task in failed]
 
 
 def task_error(key: TaskKey, failure: Mapping[str, Any], *, code: str = "task_failed") -> RunError:

@@ -61,7 +61,7 @@ class Changes:
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
         written = (self._events, self._tasks, self._new_calls, self._ended_calls, self._closed_reviews)
-        return not (any(written) or self.over or self.replans)
+        return not (any(written) or self.over or self.replans or self.error)
 
     @property
     def has_outcome(self) -> bool:

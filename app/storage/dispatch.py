@@ -160,6 +160,7 @@ def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
         statement = statement.where(runs.c.lease_token == sa.bindparam("b_token"))
     over = _bound("b_over", sa.Boolean)
     cost = _bound("b_cost_nano_usd", sa.BigInteger)
+    error = _bound("b_error", runs.c.error.type)
     active = _bound("b_active", sa.Boolean)
     let_go = _bound("b_release", sa.Boolean)
     return statement.values(
@@ -169,7 +170,8 @@ def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
         generation=keep(_bound("b_generation", sa.Integer), runs.c.generation),
         progress=keep(_bound("b_progress", runs.c.progress.type), runs.c.progress),
         result=keep(_bound("b_result", runs.c.result.type), runs.c.result),
-        error=keep(_bound("b_error", runs.c.error.type), runs.c.error),
+        # Known before the run is over, where calls in flight are waited for.
+        error=sa.case((over, error), else_=keep(error, runs.c.error)),
         llm_calls=runs.c.llm_calls + _bound("b_llm_calls", sa.Integer),
         input_tokens=runs.c.input_tokens + _bound("b_input_tokens", sa.BigInteger),
         output_tokens=runs.c.output_tokens + _bound("b_output_tokens", sa.BigInteger),

@@ -15,6 +15,8 @@ from tests.invariants import check
 from tests.scripted_model import ScriptedModel, script
 from tests.service_process import ServiceProcess, against
 
+SETTINGS = {"context_max_characters": 4_000, "llm_backoff_base_seconds": 0.002, "llm_backoff_cap_seconds": 0.01}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
@@ -23,6 +25,7 @@ class Running:
     client: httpx.AsyncClient
     model: ScriptedModel
     database: Database
+    service: ServiceProcess
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=KINDS)
@@ -33,13 +36,13 @@ async def running(
     directory = tmp_path_factory.mktemp("service")
     with databases.fresh(request.param) as url:
         async with ScriptedModel(script()) as model:
-            settings = {**against(url, model), "context_max_characters": 4_000}
+            settings = {**against(url, model), **SETTINGS}
             async with (
                 ServiceProcess("serve", directory=directory, settings=settings) as service,
                 service.client() as client,
                 opened(url) as database,
             ):
-                yield Running(client=client, model=model, database=database)
+                yield Running(client=client, model=model, database=database, service=service)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
