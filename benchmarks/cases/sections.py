@@ -28,6 +28,7 @@ PROBLEMS = {
     "not_json",
     "no_tasks",
 }
+FORK = {"tasks": tasks_of({"a": [], "b": ["a"], "c": ["a"]})}
 MUST_BE_UNDERSTOOD = {"as it is", "fence", "fence without language", "prose around", "bare array", "trailing commas"}
 
 # What an answer of each recorded kind makes of its task. One that is not named here holds both text and a tool call
@@ -293,19 +294,17 @@ async def _damaged(rig: Rig, section: Section, case: PlanCase, way: str, answer:
 
 
 async def recorded(rig: Rig, cases: Path) -> Section:
-    """What real endpoints answered, for one task of a plan and for the plan."""
+    """What real endpoints answered, at every seat."""
     section = Section(title="recorded answers")
-    answers = corpora.recorded_answers(cases)
-    await _all(section, (trial(rig, section, case) for case in answers for trial in (_for_a_task, _for_the_plan)))
+    seats = (_for_a_task, _for_the_plan, _for_recovery, _for_the_answer)
+    await _all(section, (seat(rig, section, case) for case in corpora.recorded_answers(cases) for seat in seats))
     return section
 
 
 async def _for_a_task(rig: Rig, section: Section, case: AnswerCase) -> None:
     name = f"{case.kind} {case.name}, for a task"
     answers = script({("executor", "b"): case.reply})
-    trial = await rig.trial(
-        section, name, answers, goal="Do this", plan={"tasks": tasks_of({"a": [], "b": ["a"], "c": ["a"]})}
-    )
+    trial = await rig.trial(section, name, answers, goal="Do this", plan=FORK, options={"on_failure": "fail"})
     if trial is None:
         return
     tries = len([call for call in trial.calls if call.task_id == "b"])
@@ -339,10 +338,105 @@ async def _for_the_plan(rig: Rig, section: Section, case: AnswerCase) -> None:
         section.expect(name, (trial.outcome == "failed plan_invalid", f"ended {trial.outcome}"))
 
 
+async def _for_recovery(rig: Rig, section: Section, case: AnswerCase) -> None:
+    """A task fails, and this is what the recovery seat says to it: nothing in it is a usable decision."""
+    name = f"{case.kind} {case.name}, for recovery"
+    answers = script({("executor", "b"): text(""), "recovery": case.reply})
+    options = {"max_attempts": 1, "max_replans": 1}
+    trial = await rig.trial(section, name, answers, goal="Do this", plan=FORK, options=options)
+    if trial is None:
+        return
+    section.count(case.kind, f"recovery: {trial.outcome}, {len(trial.of_seat('recovery'))} calls")
+    tasks = await tasks_by_key(rig.client, trial.run["id"])
+    section.expect(
+        name,
+        (trial.run["status"] == "failed", f"ended {trial.outcome}"),
+        (tasks["0.c"]["status"] == "succeeded", "its sibling did not succeed"),
+        ({key.partition(".")[0] for key in tasks} == {"0"}, "a plan was made of it"),
+    )
+
+
+async def _for_the_answer(rig: Rig, section: Section, case: AnswerCase) -> None:
+    name = f"{case.kind} {case.name}, for the answer"
+    trial = await rig.trial(section, name, script({"synthesizer": case.reply}), goal="Do this", plan=FORK)
+    if trial is None:
+        return
+    section.count(case.kind, f"answer: {trial.outcome}, {len(trial.of_seat('synthesizer'))} calls")
+    right = (
+        {"succeeded"}
+        if case.kind in USABLE
+        else {"failed synthesis_failed"}
+        if case.kind.startswith(REFUSED_OR_SPOILED)
+        else {"failed llm_unavailable"}
+        if case.kind.startswith(ENDPOINT_AT_FAULT)
+        else {"succeeded", "failed synthesis_failed"}
+    )
+    section.expect(name, (trial.outcome in right, f"ended {trial.outcome}: {trial.run['error']}"))
+
+
+# --- plans in place of what failed
+
+
+async def replans(rig: Rig, cases: Path) -> Section:
+    """Plans of models, sound and faulty, as the answer to a failed task; and every broken text."""
+    section = Section(title="replans")
+    small = [case for case in corpora.plans(cases) if len(case.tasks) < 100]
+    drawn = [case for case in small if case.faults or case.name.startswith("llm_plans")]
+    await _all(
+        section,
+        [
+            *(_replanned(rig, section, case) for case in drawn),
+            *(_broken_replan(rig, section, case) for case in corpora.broken_json(cases)),
+        ],
+    )
+    return section
+
+
+async def _replanned(rig: Rig, section: Section, case: PlanCase) -> None:
+    """The failed task has another id and other words than any of the plan: what is sound is taken whole."""
+    name = f"{case.name}, as a replan"
+    answers = script({("executor", "first"): text(""), "recovery": plan_reply(case.plan["tasks"])})
+    options = {**PLAN_OPTIONS, "max_attempts": 1, "max_replans": 1, "on_failure": "replan"}
+    plan = {"tasks": tasks_of({"first": [], "last": ["first"]})}
+    trial = await rig.trial(section, name, answers, goal=case.goal, options=options, plan=plan)
+    if trial is None:
+        return
+    section.count("faulty" if case.faults else "sound", trial.outcome)
+    if case.faults:
+        section.expect(
+            name,
+            (trial.outcome == "failed replans_exhausted", f"ended {trial.outcome}"),
+            (len(trial.of_seat("recovery")) == 3, f"{len(trial.of_seat('recovery'))} recovery calls"),
+        )
+        return
+    tasks = await tasks_by_key(rig.client, trial.run["id"])
+    understood = {key: set(task["depends_on"]) for key, task in tasks.items() if key.startswith("1.")}
+    meant = {f"1.{task['id']}": {f"1.{one}" for one in task["depends_on"]} for task in case.tasks}
+    section.expect(
+        name,
+        (trial.outcome == "succeeded", f"ended {trial.outcome}: {trial.run['error']}"),
+        (understood == meant, "the plan that was run is not the one that was meant"),
+        (tasks["0.last"]["status"] == "superseded", f"0.last is {tasks['0.last']['status']}"),
+    )
+
+
+async def _broken_replan(rig: Rig, section: Section, case: AnswerCase) -> None:
+    name = f"{case.kind} {case.name}, as a replan"
+    answers = script({("executor", "b"): text(""), "recovery": case.reply})
+    options = {"max_attempts": 1, "max_replans": 1, "on_failure": "replan"}
+    trial = await rig.trial(section, name, answers, goal="Do this", plan=FORK, options=options)
+    if trial is None:
+        return
+    section.count(case.kind, trial.outcome)
+    right = {"failed replans_exhausted"} | ({"failed llm_unavailable"} if case.kind == "no UTF-8" else set())
+    section.expect(name, (trial.outcome in right, f"ended {trial.outcome}"))
+
+
 SECTIONS: dict[str, Callable[[Rig, Path], Coroutine[Any, Any, Section]]] = {
     "graphs": graphs,
     "planner": planner,
     "faulty": faulty,
     "malformed": malformed,
     "recorded": recorded,
+    "replans": replans,
 }

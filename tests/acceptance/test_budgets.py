@@ -43,7 +43,10 @@ async def test_a_budget_holds_with_a_hundred_tasks_in_flight_and_a_kill(
         run = await start_run(
             client, plan={"tasks": tasks_of(TASKS)}, options={"max_parallel": 100}, budget={limit: LIMITS[limit]}
         )
-        await scripted_model.until(lambda: answers >= 40 and len(scripted_model.in_flight) >= 10)
+        async with asyncio.timeout(60):
+            while (await client.get(f"/runs/{run['id']}")).json()["progress"]["succeeded"] < 30:
+                await asyncio.sleep(0.05)
+        await scripted_model.until(lambda: len(scripted_model.in_flight) >= 10)
         await service.kill()
         await scripted_model.until(lambda: not scripted_model.in_flight)
         in_flight = sum(call.disconnected for call in scripted_model.calls)
@@ -62,11 +65,13 @@ async def test_a_budget_holds_with_a_hundred_tasks_in_flight_and_a_kill(
 
     def used(call: Json) -> float:
         tokens = (call["input_tokens"] or 0) + (call["output_tokens"] or 0)
-        return {"max_llm_calls": 1, "max_tokens": tokens, "max_cost_usd": (call["cost_nano_usd"] or 0) / 1e9}[limit]
+        cost = (call["cost_nano_usd"] or 0) / 1e9
+        return float({"max_llm_calls": 1, "max_tokens": tokens, "max_cost_usd": cost}[limit])
 
     def reserved(call: Json) -> float:
         tokens = call["reserved_input_tokens"] + call["reserved_output_tokens"]
-        return {"max_llm_calls": 1, "max_tokens": tokens, "max_cost_usd": call["reserved_cost_nano_usd"] / 1e9}[limit]
+        cost = call["reserved_cost_nano_usd"] / 1e9
+        return float({"max_llm_calls": 1, "max_tokens": tokens, "max_cost_usd": cost}[limit])
 
     assert len(scripted_model.calls) <= len(calls) == ended["usage"]["llm_calls"]
     assert sum(map(used, calls)) <= LIMITS[limit] + sum(max(0, used(c) - reserved(c)) for c in calls) + 1e-9
