@@ -311,12 +311,15 @@ class Walk:
 
     @property
     def _complete(self) -> bool:
-        return self._plan is None and self._tasks.unfinished == 0 and self._recovery.is_idle
+        return (
+            self._mode is Mode.EXECUTE and self._plan is None and self._tasks.unfinished == 0 and self._recovery.is_idle
+        )
 
     @property
     def _needs_synthesis(self) -> bool:
         counts = self._tasks.counts
-        return self._wants_synthesis and counts[TaskStatus.SUCCEEDED] + counts[TaskStatus.SKIPPED] > 1
+        succeeded, skipped = counts[TaskStatus.SUCCEEDED], counts[TaskStatus.SKIPPED]
+        return self._wants_synthesis and succeeded > 0 and succeeded + skipped > 1
 
     def _stop(self) -> list[Step]:
         """To an end or a stand, once nothing is in flight."""
@@ -326,6 +329,8 @@ class Walk:
             return [self._finish(RunStatus.CANCELLED)]
         if self._error is not None:
             return [self._finish(RunStatus.FAILED, self._error)]
+        if self._complete and self._synthesis is None and not self._needs_synthesis:
+            return [self._end_complete()]  # nothing is left to stand still for
         return [self._park(RunStatus.PAUSED)]
 
     def _go(self, now: int, places: int, admit: Admit) -> list[Step]:
@@ -344,14 +349,17 @@ class Walk:
         return steps
 
     def _end(self, now: int, places: int, admit: Admit) -> list[Step]:
-        if not self._tasks.counts[TaskStatus.SUCCEEDED]:
-            error = RunError(code="task_failed", message="Nothing was reached: every task was skipped.")
-            return [self._finish(RunStatus.FAILED, error)]
         if self._synthesis is None and self._needs_synthesis:
             self._synthesis = Question()
         if self._synthesis is not None:
             return self._ask(self._synthesis, Synthesize(), now, places, admit)
-        return [self._finish(RunStatus.SUCCEEDED)]
+        return [self._end_complete()]
+
+    def _end_complete(self) -> Finish:
+        if self._tasks.counts[TaskStatus.SUCCEEDED]:
+            return self._finish(RunStatus.SUCCEEDED)
+        error = RunError(code="task_failed", message="Nothing was reached: every task was skipped.")
+        return self._finish(RunStatus.FAILED, error)
 
     def _ask(self, question: Question, step: DrawPlan | Synthesize, now: int, places: int, admit: Admit) -> list[Step]:
         if places < 1 or not question.is_due(now) or not admit(step):

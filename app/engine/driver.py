@@ -98,11 +98,16 @@ class Driver:
                     self.heed(Flags(stop_requested=fenced.stop_requested, answers=fenced.answers))
             begins = False
             self._send(calls, state, group)
-            if changes.over or await self._park(steps, state):
-                return
-            if not state.walk.in_flight and await self._let_go(state):
+            if changes.over:
                 return
             changes = state.changes()
+            parking = [step.status for step in steps if isinstance(step, Park)]
+            if parking:
+                if await self._park(parking[0], state):
+                    return
+                continue
+            if not state.walk.in_flight and await self._let_go(state):
+                return
             for outcome in await self._inbox.take(within_seconds=self._sleep_seconds(state)):
                 outcomes.take_in(outcome, changes)
                 self._admission.call_ended()
@@ -261,11 +266,8 @@ class Driver:
         if ended.cancelled():
             self._inbox.put(Cut(call))
 
-    async def _park(self, steps: Sequence[Step], state: RunState) -> bool:
+    async def _park(self, status: RunStatus, state: RunState) -> bool:
         """Let the run stand still, unless somebody has asked for something else meanwhile."""
-        status = next((step.status for step in steps if isinstance(step, Park)), None)
-        if status is None:
-            return False
         changes = state.changes()
         changes.status, changes.parked = status, True
         changes.event(f"run.{status}")
@@ -292,7 +294,8 @@ class Driver:
         if has_work and not self._draining:
             return False
         async with self._shop.database.write() as connection:
-            await release(connection, self.lease, ready_in_ms=min(max(0, wait_ms), _LONGEST_WAIT_MS))
+            ready_in_ms = min(max(0, wait_ms), _LONGEST_WAIT_MS)
+            await release(connection, self.lease, ready_in_ms=ready_in_ms, answers=state.answers)
             await self._shop.database.announce(connection, self.lease.run_id)
         return True
 

@@ -203,7 +203,7 @@ class Outcomes:
             return
         ask.tries = call.try_number
         wait_ms = self._wait_ms(call.try_number, fault.retry_after_seconds)
-        if fault.kind == "rate_limited" and fault.retry_after_seconds is not None:
+        if fault.kind == "rate_limited":
             self._state.opens_at[call.model] = self._clock.now() + wait_ms
         self._end_call(call, changes, CallStatus.FAILED, usage=usage, error=error, retry_in_ms=wait_ms)
         self._ask_again(call, wait_ms, error, changes)

@@ -348,11 +348,13 @@ def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
         if call.seat is Seat.RECOVERY:
             state.ask(call.seat, call.task_key)
         return
+    kind = (call.error or {}).get("kind")
+    if kind == "rate_limited" and call.retry_at is not None:
+        state.opens_at[call.model] = call.retry_at
     task = None if call.task_key is None else state.tasks.get(call.task_key)
     if call.seat is Seat.EXECUTOR and task is not None and not (task.attempt_open and call.attempt == task.attempt):
         return
     ask = state.ask(call.seat, call.task_key)
-    kind = (call.error or {}).get("kind")
     if call.status is CallStatus.FAILED:
         ask.tries = call.try_number if call.retry_at is not None else ask.tries
         ask.shrunk = ask.shrunk or kind == "context_length_exceeded"

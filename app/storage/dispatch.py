@@ -126,16 +126,19 @@ async def flags_locked(connection: AsyncConnection, lease: Lease) -> Flags | Non
     return None if row is None else _flags(row)
 
 
-async def release(connection: AsyncConnection, lease: Lease, *, ready_in_ms: int) -> bool:
-    """Give the run back, due after `ready_in_ms`; False when it was no longer ours."""
+async def release(connection: AsyncConnection, lease: Lease, *, ready_in_ms: int, answers: int = 0) -> bool:
+    """Give the run back, due after `ready_in_ms`; False when it was no longer ours.
+
+    It is due at once where a client wants it stopped, or has given more than the `answers` that its driver knows.
+    """
+    asked = runs.c.stop_requested.is_not(None) | (runs.c.answers > answers)
     statement = (
         sa.update(runs)
         .where(runs.c.tenant_id == lease.tenant_id, runs.c.id == lease.run_id, runs.c.lease_token == lease.token)
         .values(
             lease_token=None,
             lease_owner=None,
-            # What a client wants stopped has nothing to wait for.
-            ready_at=sa.case((runs.c.stop_requested.is_not(None), now_ms()), else_=now_ms() + ready_in_ms),
+            ready_at=sa.case((asked, now_ms()), else_=now_ms() + ready_in_ms),
         )
     )
     return (await connection.execute(statement)).rowcount == 1

@@ -40,6 +40,7 @@ class StoredCall:
     task_key: TaskKey | None
     attempt: int | None
     try_number: int
+    model: str
     status: CallStatus
     answer: str | None
     error: Mapping[str, Any] | None
@@ -119,6 +120,7 @@ async def _calls(connection: AsyncConnection, lease: Lease, *, after: int) -> li
             task_key=row.task_key,
             attempt=row.attempt,
             try_number=row.try_number,
+            model=row.model,
             status=CallStatus(row.status),
             answer=row.answer,
             error=row.error,

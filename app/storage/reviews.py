@@ -44,12 +44,13 @@ async def bearing_reviews(connection: AsyncConnection, tenant_id: TenantId, run_
 async def answer_review(
     connection: AsyncConnection, run: RunRecord, review: ReviewRecord, answer: Mapping[str, Any]
 ) -> None:
-    """Record the answer to an open review of a run that the caller has locked; a run that waited for it is queued."""
+    """Record the answer to an open review of a run that the caller has locked; one that nobody holds is queued."""
     changes = Changes(tenant_id=run.tenant_id, run_id=run.id, token=None)
     changes.review_answered(review.id, answer, task_key=review.task_key)
-    if run.status is RunStatus.AWAITING_REVIEW:
-        changes.status = RunStatus.QUEUED
-        changes.event("run.queued", review_id=str(review.id))
+    if not run.held and run.status is not RunStatus.PAUSED:
+        if run.status is not RunStatus.QUEUED:
+            changes.status = RunStatus.QUEUED
+            changes.event("run.queued", review_id=str(review.id))
         await make_due(connection, run)
     await connection.run_sync(write, [changes])
 

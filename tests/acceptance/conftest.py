@@ -15,7 +15,12 @@ from tests.invariants import check
 from tests.scripted_model import ScriptedModel, script
 from tests.service_process import ServiceProcess, against
 
-SETTINGS = {"context_max_characters": 4_000, "llm_backoff_base_seconds": 0.002, "llm_backoff_cap_seconds": 0.01}
+SETTINGS = {
+    "context_max_characters": 4_000,
+    "llm_backoff_base_seconds": 0.002,
+    "llm_backoff_cap_seconds": 0.01,
+    "llm_prices": '{"dear": {"input": 1000000, "output": 1000000}}',
+}
 
 
 @dataclass(frozen=True, kw_only=True)

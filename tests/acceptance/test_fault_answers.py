@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -112,7 +112,7 @@ def in_turn(answers: Answers) -> list[Reply]:
     return [text(answer.says) for answer in answers]
 
 
-def replanning(answers: Sequence[Reply]) -> Script:
+def replanning(answers: Sequence[Reply]) -> Callable[[Call], Reply | Awaitable[Reply]]:
     """Has `b` fail for good in its first words, and recovery answer so."""
     return script({("executor", "b"): error(400), "recovery": answers}, plan=CHAIN)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.acceptance.conftest import Running
 from tests.acceptance.looks import calls_at, is_sound, looked_at, run_at
 from tests.faults import FAULTS, PLAN, SEATS, End, staged
-from tests.scripted_model import ScriptedModel, error, raw, script, text
+from tests.scripted_model import Call, Reply, ScriptedModel, error, raw, script, tasks_of, text
 from tests.service_process import Json, ended, events, finished
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -71,6 +71,19 @@ async def test_usage_that_cannot_be_true_lowers_no_count(
     assert used["llm_calls"] == 4
     assert used["input_tokens"] >= 3 * 10  # what the three other calls used
     assert used["output_tokens"] >= 3 * 5
+
+
+async def test_whatever_usage_is_said_its_cost_can_be_counted(client: httpx.AsyncClient, model: ScriptedModel) -> None:
+    def boasts(call: Call) -> Reply:
+        count = 10 ** int(call.task_id or 0)
+        return text("done", usage={"prompt_tokens": count, "completion_tokens": count})
+
+    model.begin(script({"executor": boasts}))
+    plan = {"tasks": tasks_of({str(n): [] for n in range(19)})}
+    run = await ended(client, plan=plan, options={"model": "dear", "synthesize": False})
+    assert run["status"] == "succeeded", run["error"]
+    assert run["usage"]["cost_usd"] >= 2 * (1 + 10 + 100)
+    await looked_at(client, run)
 
 
 # What is left of a run.

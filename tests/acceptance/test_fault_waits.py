@@ -23,7 +23,7 @@ CLOCKS_SECONDS = 0.01
 """How much finer than the service's clock, which counts whole milliseconds, the test's own is; doubled and more."""
 
 
-async def stands(database: Database, run: Json) -> sa.Row[tuple[UUID | None, int, int]]:
+async def stands(database: Database, run: Json) -> sa.Row[UUID | None, int, int]:
     """Who holds the run, from when on it may be claimed, and how often it was."""
     runs = tables.runs.c
     query = sa.select(runs.lease_token, runs.ready_at, runs.epoch).where(runs.id == UUID(run["id"]))
@@ -87,7 +87,7 @@ async def test_a_run_that_has_hours_to_wait_is_given_back_and_can_be_cancelled(
         for seat in SEATS:
             run = await run_at(seat, "always", client)
             async with asyncio.timeout(60):
-                while (row := await stands(database, run)).lease_token is not None or row.epoch == 0:
+                while (row := await stands(database, run)).lease_token is not None or row.epoch == 0:  # noqa: ASYNC110 - a row
                     await asyncio.sleep(0.02)
             assert row.ready_at - time.time() * 1000 > 9_000_000
             tasks = await looked_at(client, run)
@@ -122,7 +122,7 @@ async def test_nobody_calls_an_endpoint_that_has_asked_to_be_left_alone(
     async with service.client() as client:
         run = await start_run(client, plan=plan, options={"max_parallel": 50, "synthesize": False})
         async with asyncio.timeout(60):
-            while not await events(client, run, "task.retry_scheduled"):
+            while not await events(client, run, "task.retry_scheduled"):  # noqa: ASYNC110 - told in a row
                 await asyncio.sleep(0.01)
         other = await start_run(client, plan={"tasks": tasks_of({"other": []})})
         others_may_go_on.set()

@@ -263,6 +263,7 @@ class Room:
     async def __call__(self, call: Call) -> Reply:
         self._asked += 1
         number = self._asked
+        self._engine.model.note_change()
         end = next((end for end in self._ends if number <= end), number)
         await self._engine.model.until(lambda: self._asked >= end, within_seconds=15)
         if call.seat == "synthesizer":

@@ -150,11 +150,13 @@ class RunsInTrouble(RuleBasedStateMachine):
 
     # Within.
 
-    async def _go_on(self, dice: random.Random) -> None:
+    async def _go_on(self, dice: random.Random) -> bool:
+        went = False
         for run_id in self.bench.runs:
             changed = {"on_failure": dice.choice(("auto", "replan", "review")), "approval": "plan"}
-            if not await self.bench.retry(run_id, **(changed if dice.random() < 0.4 else {})):
-                await self.bench.steer(run_id, request_resume)
+            went |= await self.bench.retry(run_id, **(changed if dice.random() < 0.4 else {}))
+            went |= await self.bench.steer(run_id, request_resume)
+        return went
 
     def _run(self, at: int) -> RunId:
         runs = list(self.bench.runs)
@@ -171,18 +173,22 @@ class RunsInTrouble(RuleBasedStateMachine):
         self._loop.run(self._done(action))
 
     async def _done(self, action: Any) -> None:
-        await action
+        if await action is False:
+            return  # it did nothing
         await self.bench.settle()
         await self.bench.check()
 
-    async def _fail(self, calls: list[Pending], fault: str) -> None:
+    async def _fail(self, calls: list[Pending], fault: str) -> bool:
         for call in calls:
             faults_of(call)[fault]()
+        return bool(calls)
 
-    async def _answer_review(self, at: int, dice: random.Random) -> None:
-        if reviews := await self.bench.open_reviews():
+    async def _answer_review(self, at: int, dice: random.Random) -> bool:
+        reviews = await self.bench.open_reviews()
+        if reviews:
             review = reviews[at % len(reviews)]
             await self.bench.answer_as_any(review, dice.choice(review["allowed_answers"]), dice)
+        return bool(reviews)
 
     async def _answer_all_well(self, dice: random.Random) -> None:
         for call in list(self.bench.model.pending):
@@ -331,6 +337,7 @@ async def walk(database_url: str) -> AsyncIterator[Walk]:
 
 
 PAIR: Plan = {"a": [], "b": []}
+CHAIN: Plan = {"a": [], "b": ["a"]}
 
 
 async def test_a_person_who_has_failed_a_task_is_heeded_after_a_crash(walk: Walk) -> None:
@@ -453,17 +460,70 @@ async def test_every_decision_about_a_failed_task_moves_it(walk: Walk) -> None:
     assert await walk.status() == "failed"
 
 
-@pytest.mark.parametrize("plan", [None, PAIR], ids=["planning", "running"])
-@pytest.mark.parametrize("away", [False, True])
-@pytest.mark.parametrize("stop", [request_pause, request_cancel])
-async def test_a_run_stops_wherever_it_stands(walk: Walk, plan: Plan | None, away: bool, stop: Any) -> None:
+async def test_a_run_that_waits_for_a_person_can_be_paused_and_cancelled(walk: Walk) -> None:
+    await walk.begin({"a": []}, on_failure="review")
+    await walk.fail("0.a")
+    await walk.steer(request_pause)
+    await walk.steer(request_resume)
+    assert (await walk.status(), await walk.asked()) == ("awaiting_review", {"0.a"})
+    await walk.steer(request_cancel)
+    assert (await walk.tasks(), await walk.asked()) == ({"0.a": "cancelled"}, set())
+
+
+async def test_a_run_that_failed_goes_on_with_the_words_that_recovery_finds(walk: Walk) -> None:
+    await walk.begin(CHAIN)
+    await walk.fail("0.a")
+    assert (await walk.status(), await walk.tasks()) == ("failed", {"0.a": "failed", "0.b": "cancelled"})
+    await walk.bench.retry(walk.run_id, on_failure="retry")
+    await walk.settled()
+    await walk.fail("0.a")
+    await walk.say("recovery", {"description": "Do a, otherwise."})
+    await walk.restart()
+    await walk.say("executor", "done", "0.a")
+    await walk.say("executor", "done", "0.b")
+    assert await walk.status() == "succeeded"
+
+
+async def test_a_run_that_nobody_plans_fails(walk: Walk) -> None:
+    await walk.begin(None)
+    await walk.fail(seat="planner", fault="declined")
+    assert await walk.status() == "failed"
+
+
+@pytest.mark.parametrize("plan", [None, CHAIN], ids=["planning", "running"])
+@pytest.mark.parametrize("away", [False, True], ids=["with a worker", "without"])
+async def test_a_run_is_paused_wherever_it_stands_and_then_cancelled(walk: Walk, plan: Plan | None, away: bool) -> None:
     if away:
         await walk.bench.die()
     await walk.begin(plan)
-    await walk.steer(stop)
-    if not away and stop is request_pause:
-        await walk.fail(*() if plan is None else ("0.a", "0.b"), seat="planner" if plan is None else "executor")
-    assert await walk.status() in ("paused", "cancelled", "failed")
+    await walk.steer(request_pause)
+    if not away:
+        assert await walk.status() == ("planning" if plan is None else "running")
+        call = walk.call("planner" if plan is None else "executor")
+        await walk.fail(seat=call.seat, fault="nonsense" if plan is None else "away for long")
+    assert await walk.status() == "paused"
+    await walk.steer(request_cancel)
+    assert await walk.status() == "cancelled"
+
+
+@pytest.mark.parametrize("plan", [None, CHAIN], ids=["planning", "running"])
+@pytest.mark.parametrize("away", [False, True], ids=["with a worker", "without"])
+async def test_a_run_is_cancelled_wherever_it_stands(walk: Walk, plan: Plan | None, away: bool) -> None:
+    if away:
+        await walk.bench.die()
+    await walk.begin(plan)
+    await walk.steer(request_cancel)
+    assert await walk.status() == "cancelled"
+    await walk.bench.retry(walk.run_id)
+    await (walk.restart() if away else walk.settled())
+    assert await walk.status() == ("planning" if plan is None else "running")
+
+
+async def test_a_task_that_is_skipped_lets_its_dependents_run(walk: Walk) -> None:
+    await walk.begin(CHAIN, on_failure="skip")
+    await walk.fail("0.a")
+    await walk.say("executor", "done", "0.b")
+    assert await walk.tasks() == {"0.a": "skipped", "0.b": "succeeded"}
 
 
 # --- all of them together
@@ -474,5 +534,6 @@ def test_every_move_of_the_tables_was_made(kind: str) -> None:
     """By this file; of the file's tests alone, or of one kind of database, it says nothing."""
     if kind not in MOVED:
         pytest.skip("nothing has moved on it")
-    assert sorted(EXPECTED - set(MOVED[kind])) == []
-    assert sorted(set(MOVED[kind]) - EXPECTED) == []
+    missing, unknown = EXPECTED - set(MOVED[kind]), set(MOVED[kind]) - EXPECTED
+    assert not missing, f"never made: {sorted(missing)}"
+    assert not unknown, f"not in the tables: {sorted(unknown)}"
