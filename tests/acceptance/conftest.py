@@ -67,3 +67,12 @@ async def model(running: Running) -> AsyncIterator[ScriptedModel]:
 def client(running: Running) -> httpx.AsyncClient:
     """A client of the service."""
     return running.client
+
+
+@pytest.fixture
+async def runs_hold_together(database_url: str, scripted_model: ScriptedModel) -> AsyncIterator[None]:
+    """Afterwards the rows of every run that called the model of a test with its own processes must hold together."""
+    yield
+    async with opened(database_url) as database:
+        for run_id in {call.run_id for call in scripted_model.calls}:
+            await check(database, RunId(UUID(run_id)))

@@ -14,6 +14,8 @@ from tests.faults import SEATS, STALLS, Fault, staged, well_after
 from tests.scripted_model import Call, Reply, ScriptedModel, hang
 from tests.service_process import StartProcess, finished
 
+pytestmark = pytest.mark.usefixtures("runs_hold_together")
+
 
 @pytest.fixture
 def database_url(databases: Databases) -> Iterator[str]:
@@ -123,7 +125,8 @@ async def test_a_wrong_address_fails_every_run_and_once_it_is_right_a_retry_goes
     await scripted_model.until(lambda: {(call.run_id, call.seat) for call in scripted_model.in_flight} == there)
     await service.terminate()
     for settings in ({"llm_base_url": "http://planwave.invalid/v1"}, {"llm_base_url": no_tls}, {}):
-        async with await start_process(**settings) as service, service.client() as client:
+        service = await start_process(**settings)
+        async with service.client() as client:
             for run in runs:
                 await client.post(f"/runs/{run['id']}/retry")
             for run in runs:
@@ -131,4 +134,5 @@ async def test_a_wrong_address_fails_every_run_and_once_it_is_right_a_retry_goes
                 code = over["error"] and over["error"]["code"]
                 assert (settings, code) == (settings, "llm_unavailable" if settings else None), over["error"]
                 await looked_at(client, run)
+        await service.terminate()
     assert all(len(scripted_model.calls_for("0.a", run_id=run["id"])) == 1 for run in runs)

@@ -7,17 +7,18 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from uuid import UUID
 
+import pytest
 import sqlalchemy as sa
 
-from app.domain.ids import RunId
 from app.storage import tables
 from app.storage.database import Database
 from tests.acceptance.looks import calls_at, looked_at, run_at
 from tests.databases import opened
 from tests.faults import SEATS, Fault, staged, well_after
-from tests.invariants import check
 from tests.scripted_model import Call, Reply, ScriptedModel, error, tasks_of, text
 from tests.service_process import Json, StartProcess, events, finished, start_run
+
+pytestmark = pytest.mark.usefixtures("runs_hold_together")
 
 CLOCKS_SECONDS = 0.01
 """How much finer than the service's clock, which counts whole milliseconds, the test's own is; doubled and more."""
@@ -69,7 +70,6 @@ async def test_a_stated_wait_is_kept_at_every_seat_by_runs_that_are_given_back_m
         assert second.arrived_at - first.answered_at >= 1 - CLOCKS_SECONDS
         assert (await stands(database, run)).epoch == 2
         await looked_at(client, run)
-        await check(database, RunId(UUID(run["id"])))
 
     async with service.client() as client, opened(database_url) as database, asyncio.TaskGroup() as group:
         for limit in LIMITS:
@@ -98,7 +98,6 @@ async def test_a_run_that_has_hours_to_wait_is_given_back_and_can_be_cancelled(
             await client.post(f"/runs/{run['id']}/cancel")
             assert (await finished(client, run["id"]))["status"] == "cancelled"
             assert len(calls_at(seat, run, scripted_model)) == 1
-            await check(database, RunId(UUID(run["id"])))
 
 
 async def test_nobody_calls_an_endpoint_that_has_asked_to_be_left_alone(

@@ -25,6 +25,9 @@ T = TypeVar("T")
 Moves = Counter[tuple[str, str, str]]
 """How often what ("run" or "task") went from which status to which."""
 
+MOVED: dict[str, Moves] = {}
+"""By kind of database, what runs and tasks have been seen to do."""
+
 LONG_SECONDS = 3600.0
 USAGE = Usage(input_tokens=10, output_tokens=5)
 
@@ -202,3 +205,8 @@ def moves_of(events: Iterable[Row]) -> Moves:
             if tasks[key] != was or type_ == "task.recovered":
                 moves["task", was, tasks[key]] += 1
     return moves
+
+
+def moved_on(database_url: str) -> Moves:
+    """What has moved on this kind of database."""
+    return MOVED.setdefault(database_url.partition(":")[0], Counter())

@@ -6,9 +6,10 @@ import pytest
 
 from app.domain.ids import RunId
 from app.domain.status import RunStatus, StopRequest
+from app.engine.driver import Driver
+from app.engine.state import RunState
 from app.storage import tables
 from app.storage.database import Database
-from app.storage.dispatch import Lease, release
 from app.storage.reviews import answer_review, list_reviews
 from app.storage.runs import lock_run
 from app.storage.steering import request_cancel, request_pause, request_resume
@@ -462,14 +463,14 @@ async def test_an_answer_wakes_a_run_that_waits_for_something_else(engine: Engin
 async def test_an_answer_that_comes_as_the_run_is_let_go_is_carried_out(
     engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    was_answered = False
+    let_go, was_answered = Driver._let_go, False
 
-    async def answered_just_before(connection: Any, lease: Lease, **more: Any) -> bool:
+    async def answered_just_before(driver: Driver, state: RunState) -> bool:
         nonlocal was_answered
         if not was_answered:
+            was_answered = True
             await answered(database, run_id, "supply", result="by hand")
-        was_answered = True
-        return await release(connection, lease, **more)
+        return await let_go(driver, state)
 
     gates = Gates(lambda call: LATER if call.task_id == "a" else EMPTY if call.task_id == "b" else text("c"))
     engine.model.begin(script({"executor": gates}))
@@ -477,7 +478,7 @@ async def test_an_answer_that_comes_as_the_run_is_let_go_is_carried_out(
     worker = engine.worker(lease_seconds=2)
     run_id = await make_run(database, plan={"a": [], "b": [], "c": ["b"]}, max_attempts=1, on_failure="review")
     await engine.until(lambda run: run.open_reviews == 1, run_id)
-    monkeypatch.setattr("app.engine.driver.release", answered_just_before)
+    monkeypatch.setattr(Driver, "_let_go", answered_just_before)
     gates.open("a")
     await engine.until(lambda run: run.progress["succeeded"] == 2, run_id)
     await asked(worker, request_cancel, run_id)

@@ -57,7 +57,7 @@ STRATEGIES = (
     "review -> fail",
     "not critical",
 )
-GATHER_MS = 500
+GATHER_MS = 1_000
 """Long enough that what fails together is told together on any machine."""
 
 Groups = list[list[str]]
@@ -250,7 +250,10 @@ def database(serving: Engine) -> Database:
 
 
 class Room:
-    """The model of one run: it answers a group when all of it has been asked, a failing task after those before it."""
+    """The model of one run: it answers a group when all of it has been asked.
+
+    Of two failures the second waits until the first is stored: they are asked about in their order.
+    """
 
     def __init__(self, engine: Engine, run_id: RunId, failing: Sequence[str], strategy: str, groups: Groups) -> None:
         self._engine = engine
