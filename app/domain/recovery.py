@@ -194,7 +194,7 @@ class Recovery:
         if step.requested:
             self._replan = None
             return dict.fromkeys(step.keys, Remedy(means=Means.REVIEW))
-        self._replans += 1
+        self._replans += self.replans_left > 0
         if again and self._replans < self._policy.max_replans:
             self._replan = None
             return {}

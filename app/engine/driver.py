@@ -105,6 +105,7 @@ class Driver:
             if parking:
                 if await self._park(parking[0], state):
                     return
+                await self._take_answers(state, remedies, changes)
                 continue
             if not state.walk.in_flight and await self._let_go(state):
                 return

@@ -287,7 +287,7 @@ class Remedies:
         words, generation = answer.get("instructions"), review.generation
         if answer.get("decision") != Decision.REJECT or not words or generation is None:
             return
-        if state.failed_keys.get(generation) or any(known.words == words for known in state.turned_down):
+        if state.failed_keys.get(generation):
             return
         tasks = [
             {
@@ -298,7 +298,9 @@ class Remedies:
             for key, task in state.tasks.items()
             if key.startswith(f"{generation}.")
         ]
-        state.turned_down.append(TurnedDown(plan=json.dumps({"tasks": tasks}, ensure_ascii=False), words=words))
+        said = TurnedDown(plan=json.dumps({"tasks": tasks}, ensure_ascii=False), words=words)
+        if said not in state.turned_down:
+            state.turned_down.append(said)
 
     def _go_on_waiting(self, key: TaskKey) -> None:
         """What was asked about this task before the run was loaded keeps its place."""

@@ -1,4 +1,4 @@
-"""Walks of one run through trouble, step by step: those that once went astray, and every move of the tables of states."""
+"""Walks of one run through trouble: those that once went astray, and every move of the tables of states."""
 
 import json
 from collections.abc import AsyncIterator
