@@ -5,7 +5,7 @@ from typing import Any
 
 from app.agents.json_reading import Unreadable, read_answer
 from app.domain.plan import PlannedTask
-from app.domain.text import storable
+from app.domain.text import says_nothing, storable
 
 _OTHER_NAMES = frozenset({"dependencies", "dependsOn", "depends", "dependency", "deps", "requires", "after"})
 
@@ -39,7 +39,8 @@ def tasks_in(value: Any) -> list[Any] | None:
 def _task(entry: Any, index: int) -> PlannedTask:
     """The entry as a task; where a field has the wrong type, validation will name it as empty or invalid."""
     fields = entry if isinstance(entry, dict) else {}
-    description = fields.get("description")
+    said = fields.get("description")
+    description = storable(said) if isinstance(said, str) and not says_nothing(said) else ""
     if "depends_on" not in fields and (other := _OTHER_NAMES.intersection(fields)):
         # Read as a task without dependencies, it would start before what it needs.
         raise Unreadable("not_json", f"Task {index + 1}: say `depends_on`, not `{min(other)}`.")
@@ -49,7 +50,7 @@ def _task(entry: Any, index: int) -> PlannedTask:
         raise Unreadable("not_json", f"Task {index + 1}: depends_on is not a list of ids.")
     return PlannedTask(
         id=read_id(fields.get("id")),
-        description=storable(description) if isinstance(description, str) else "",
+        description=description,
         depends_on=tuple(dict.fromkeys(read_id(dependency) for dependency in listed or ())),
     )
 

@@ -15,7 +15,7 @@ from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.recovery import Asked
 from app.domain.replan import Circumstances, problems_of, words_of
 from app.domain.status import Strategy, TaskStatus
-from app.domain.text import shortened, storable
+from app.domain.text import says_nothing, shortened, storable
 from app.llm.chat import Message, ResponseSchema
 
 _MAX_FAILED = 50
@@ -283,7 +283,7 @@ def _strategy(answer: Any, asked: Asked) -> Strategy:
 
 def _reword(said: Any, circumstances: Circumstances) -> Reword | list[PlanProblem]:
     description = storable(said).strip() if isinstance(said, str) else ""
-    if not description:
+    if says_nothing(description):
         message = "The new wording is missing; say the whole task anew in `description`."
         return [PlanProblem(code="empty_description", message=message, pointer="/description")]
     if words_of(description) in {words_of(failed) for failed, _ in circumstances.failed.values()}:

@@ -15,6 +15,11 @@ def is_storable(text: str) -> bool:
     return _UNSTORABLE.search(text) is None
 
 
+def says_nothing(text: str) -> bool:
+    """Whether there is nothing but space and dots: `...` is how examples leave room for words, and echoes repeat it."""
+    return all(character.isspace() or character in ".…" for character in text)
+
+
 def shortened(text: str, limit: int) -> str:
     """At most `limit` characters: whole, or the head followed by an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -44,6 +44,8 @@ class Driver:
         self._inbox: Inbox[Outcome] = Inbox()
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._admission = Admission(workshop, self._inbox.nudge)
+        self.heard = 0
+        """How often it has been told what clients want."""
         self._stop: StopRequest | None = None
         self._answers = 0  # how many answers to reviews there are
         self._draining = False
@@ -57,6 +59,7 @@ class Driver:
         """What clients want of the run, which the driver does."""
         self._stop = StopRequest.CANCEL if self._stop is StopRequest.CANCEL else flags.stop_requested
         self._answers = max(self._answers, flags.answers)
+        self.heard += 1
         self._inbox.nudge()
 
     def drain(self) -> None:

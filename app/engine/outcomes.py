@@ -119,13 +119,13 @@ class Outcomes:
         """Store the planner's plan: the first one, or another in place of one that a person turned down."""
         state = self._state
         generation = 0 if state.generation is None else state.generation + 1
-        superseded = [] if state.generation is None else state.of_generation(state.generation)
+        superseded = state.turned_down_tasks
         plan = next_plan(
             tasks,
             PlanReason.REQUESTED if generation else PlanReason.INITIAL,
             generation=generation,
             position=len(state.tasks),
-            carried={},
+            carried=state.carried(without=superseded),
             superseded=superseded,
             prompt_hash=planner.prompt_hash(),
         )

@@ -183,6 +183,19 @@ class RunState:
         start = f"{generation}."
         return [k for k in self.tasks if k.startswith(start) and self.walk.status(k) in _UNSTARTED]
 
+    @property
+    def turned_down_tasks(self) -> list[TaskKey]:
+        """What has not started of plans that a person wants the planner to draw anew, and all that waits for it."""
+        held = [
+            key
+            for review in self.reviews.values()
+            if review.kind is ReviewKind.PLAN and review.answered_at is not None and review.generation is not None
+            if not self.failed_keys.get(review.generation)  # those are recovery's to draw
+            for key in self.of_generation(review.generation)
+        ]
+        gone = {*held, *self.walk.dependents(held)}
+        return [key for key in self.tasks if key in gone]
+
     def replaced_by(self, step: AskRecovery) -> list[TaskKey]:
         """What a new plan would supersede by itself: all that cannot start without what failed."""
         behind = {*self.walk.dependents(step.keys), *step.replaces, *self.walk.dependents(step.replaces)}

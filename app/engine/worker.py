@@ -143,14 +143,16 @@ class Worker:
                 self._driving[lease.run_id].cancel()
 
     async def _look_at_flags(self) -> None:
-        leases = [driver.lease for driver in self._drivers.values()]
-        if not leases:
+        heard = {driver: driver.heard for driver in self._drivers.values()}
+        if not heard:
             return
         async with self._database.read() as connection:
-            asked = await flags(connection, leases)
-        for run_id, driver in list(self._drivers.items()):
-            if run_id in asked:
-                driver.heed(asked[run_id])
+            asked = await flags(connection, [driver.lease for driver in heard])
+        for driver, before in heard.items():
+            if driver.heard != before:
+                continue  # a commit of its own has told it more than this look, which may be older
+            if driver.lease.run_id in asked:
+                driver.heed(asked[driver.lease.run_id])
             elif driver.is_stopping:
                 driver.heed(_NO_FLAGS)  # the request was taken back
 

@@ -109,7 +109,7 @@ async def test_the_other_runs_of_a_process_are_held_off_no_longer_than_the_cap(
     assert (await engine.ended(other)).status == "succeeded"
     ((first,), (second,)) = engine.model.calls_for("0.told"), engine.model.calls_for("0.b")
     assert first.answered_at is not None
-    assert second.arrived_at >= first.answered_at + 0.5
+    assert second.arrived_at >= first.answered_at + 0.4  # clocks are set between
     await cancelled(engine, told)
 
 

@@ -242,6 +242,16 @@ async def test_a_plan_that_is_rejected_while_no_worker_lives_is_drawn_anew(walk:
     assert (await walk.tasks(), await walk.asked()) == ({"0.1": "superseded", "1.1": "pending"}, {1})
 
 
+async def test_the_planner_sees_every_plan_that_was_rejected_though_the_words_were_the_same(walk: Walk) -> None:
+    await walk.begin(None, approval="plan")
+    for generation, description in enumerate(("first try", "second try")):
+        await walk.say("planner", {"tasks": [task_of("1", description=description)]})
+        await walk.answer(generation, "reject", instructions="Otherwise.")
+    asked = " ".join(message.content for message in walk.call("planner").request.messages)
+    assert "first try" in asked
+    assert "second try" in asked
+
+
 async def test_a_task_that_waits_for_long_can_be_dropped(walk: Walk) -> None:
     await walk.begin(PAIR, on_failure="replan")
     await walk.fail("0.a", fault="away for long")
