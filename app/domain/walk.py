@@ -267,6 +267,11 @@ class Walk:
         return self._error is not None or self._cancelled
 
     @property
+    def is_cutting(self) -> bool:
+        """Whether what is in flight is being closed."""
+        return self._cancelled or self._cuts
+
+    @property
     def replans(self) -> int:
         """How many replans are used up."""
         return self._recovery.replans

@@ -173,7 +173,8 @@ class Driver:
                     calls += [self._start_task(key, state, changes) for key in keys]
                 case CutCalls():
                     for call in self._calls.values():
-                        call.cancel()
+                        if not call.cancelling():  # once: again would break into the closing of its connection
+                            call.cancel()
                 case Finish():
                     self._finish(step, state, changes)
                 case Park():
@@ -195,7 +196,7 @@ class Driver:
         now = self._shop.clock.now()
         if changes.status is not None:
             (state.budget.started if changes.status in ACTIVE else state.budget.stopped)(now)
-        for limit in [] if changes.over else state.budget.crossed(now):
+        for limit in [] if changes.over or state.walk.is_ending else state.budget.crossed(now):
             self._tell_of_limit("budget.warning", limit, state, changes)
             changes.budget_warned = state.budget.warned
 
@@ -320,6 +321,8 @@ class Driver:
 
     def _next_limit(self, state: RunState) -> int | None:
         """When something is to be said or done about the run's time."""
+        if state.walk.is_cutting:
+            return None
         now = self._shop.clock.now()
         moments = (state.budget.deadline(now), state.budget.warning_at(now))
         return min((moment for moment in moments if moment is not None), default=None)
@@ -327,7 +330,7 @@ class Driver:
 
 def _result(state: RunState) -> object:
     """The run's result: the synthesis, a single task's own result, or those of the tasks that nothing depends on."""
-    if state.result is not None:
+    if state.is_synthesized:
         return state.result
     if len(state.live) == 1:
         return state.results[state.live[0]]

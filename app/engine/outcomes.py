@@ -101,7 +101,7 @@ class Outcomes:
                 self._spoiled(call, SpoiledAnswer(mismatch, kind="output_mismatch", usage=usage), changes)
                 return
         self._end_call(call, changes, CallStatus.ANSWERED, usage=usage)
-        self._state.result = result
+        self._state.result, self._state.is_synthesized = result, True
         self._state.walk.synthesized()
 
     def _plan_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
@@ -204,7 +204,8 @@ class Outcomes:
         ask.tries = call.try_number
         wait_ms = self._wait_ms(call.try_number, fault.retry_after_seconds)
         if fault.kind == "rate_limited":
-            self._state.opens_at[call.model] = self._clock.now() + wait_ms
+            opens_at = self._state.opens_at
+            opens_at[call.model] = max(self._clock.now() + wait_ms, opens_at.get(call.model, 0))
         self._end_call(call, changes, CallStatus.FAILED, usage=usage, error=error, retry_in_ms=wait_ms)
         self._ask_again(call, wait_ms, error, changes)
 

@@ -125,6 +125,8 @@ class RunState:
     """When each model that asked to be left alone may be called again, in ms."""
     last_call: int = 0
     result: Any = None
+    is_synthesized: bool = False
+    """Whether `result` is the run's; it may be null."""
 
     def changes(self) -> Changes:
         """An empty commit of this run."""
@@ -363,7 +365,7 @@ def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
         return
     kind = (call.error or {}).get("kind")
     if kind == "rate_limited" and call.retry_at is not None:
-        state.opens_at[call.model] = call.retry_at
+        state.opens_at[call.model] = max(call.retry_at, state.opens_at.get(call.model, 0))
     task = None if call.task_key is None else state.tasks.get(call.task_key)
     if call.seat is Seat.EXECUTOR and task is not None and not (task.attempt_open and call.attempt == task.attempt):
         return
