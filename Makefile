@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?=
+# Files of tests run side by side; they wait more than they compute.
+TEST_WORKERS ?= 3
 
 # Never fetch an interpreter: the one in .venv is the one to use.
 export UV_PYTHON_DOWNLOADS := never
@@ -46,7 +48,7 @@ serve: $(VENV)/.runtime ## the service on http://127.0.0.1:8000, with /docs, unt
 	@$(BIN)/planwave serve
 
 test: $(VENV)/.development ## every test, on SQLite and PostgreSQL; some of them: make test TESTS=tests/domain
-	$(BIN)/pytest -q $(TESTS)
+	$(BIN)/pytest -q -m "not soak" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.development ## ruff: rules and format
 	$(BIN)/ruff check

@@ -348,8 +348,6 @@ async def test_a_question_about_a_plan_survives_a_kill(
 @pytest.mark.parametrize(
     ("decision", "more", "calls"),
     [
-        ("supply", {"result": "by hand"}, ["0.b", "synthesizer"]),
-        ("skip", {}, ["0.b", "synthesizer"]),
         ("retry", {"description": "Do a otherwise."}, ["0.a", "0.b", "synthesizer"]),
         ("replan", {"instructions": "Otherwise."}, ["0.a", "1.x"]),
     ],

@@ -21,7 +21,7 @@ from tests.invariants import check
 from tests.scripted_model import Call, Reply, ScriptedModel, text
 from tests.stored import forget_everything, the_run
 
-WITHIN_SECONDS = 20
+WITHIN_SECONDS = 60
 
 
 class Gates:
