@@ -23,6 +23,14 @@ SETTINGS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes that are killed cost most of the time: on SQLite they are for `make soak`."""
+    for item in items:
+        if "_kill" in item.name and "sqlite" in item.name.partition("[")[2]:
+            item.add_marker(pytest.mark.soak)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Running:
     """A service, its model, and a look into its database."""
