@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - see above
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -98,6 +99,17 @@ def model(
     from app.cli.server import serve_model
 
     serve_model(host=host, port=port, seed=seed, delay_seconds=_range(delay))
+
+
+@app.command()
+def doctor(
+    run_id: Annotated[UUID | None, typer.Option("--run", metavar="ID", help="Look at this run only.")] = None,
+) -> None:
+    """Look for what is wrong with stored runs: exit 0 when all is well, 1 with one line per finding."""
+    from app.cli import configuration
+    from app.cli.doctor import examine
+
+    examine(configuration.load_settings(), run_id)
 
 
 @db.command("upgrade")

@@ -13,7 +13,7 @@ from app.settings import Settings
 from app.storage import migrate
 from app.storage.database import parse_url
 
-_BEHIND = "The database's schema is not the one that this version needs. Run: planwave db upgrade"
+BEHIND = "The database's schema is not the one that this version needs. Run: planwave db upgrade"
 
 
 def prepare(settings: Settings) -> None:
@@ -21,24 +21,24 @@ def prepare(settings: Settings) -> None:
 
     A PostgreSQL is shared: who may change it, and when, is for its owner to say.
     """
-    with _explained():
+    with explained():
         if migrate.is_current(settings.database_url):
             return
         if parse_url(settings.database_url).get_backend_name() != "sqlite":
-            leave(_BEHIND, 3)
+            leave(BEHIND, 3)
         migrate.upgrade(settings.database_url)
 
 
 def upgrade(settings: Settings, revision: str) -> None:
     """`planwave db upgrade`."""
-    with _explained():
+    with explained():
         migrate.upgrade(settings.database_url, revision)
     typer.echo("The database's schema is current." if revision == "head" else f"The schema is at {revision}.")
 
 
 def downgrade(settings: Settings, revision: str) -> None:
     """`planwave db downgrade`."""
-    with _explained():
+    with explained():
         migrate.downgrade(settings.database_url, revision)
     typer.echo(f"The schema is at {revision}.")
 
@@ -46,17 +46,17 @@ def downgrade(settings: Settings, revision: str) -> None:
 def check(settings: Settings) -> None:
     """`planwave db check`: exit 0 when the schema is current, 1 in every other case."""
     try:
-        with _explained():
+        with explained():
             current = migrate.is_current(settings.database_url)
     except (ConfigurationError, StorageUnavailable) as error:
         leave(str(error), 1)
     if not current:
-        leave(_BEHIND, 1)
+        leave(BEHIND, 1)
     typer.echo("The database's schema is current.")
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Adds what the driver said to `StorageUnavailable`, and turns the other faults of a migration into ours."""
     try:
         yield

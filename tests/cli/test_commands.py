@@ -32,7 +32,7 @@ def ended(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended("--help", monkeypatch=monkeypatch) == 0
     listed = re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "serve", "worker", "run", "model", "db"]
+    assert listed == ["demo", "serve", "worker", "run", "model", "doctor", "db"]
 
 
 def test_help_loads_none_of_the_heavy_libraries() -> None:
