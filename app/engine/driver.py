@@ -1,7 +1,7 @@
 """Drives one run: asks the walk what is next, records it, sends the calls, and takes in what comes back."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import assert_never
@@ -23,6 +23,7 @@ from app.engine.inbox import Inbox
 from app.engine.outcomes import Outcomes
 from app.engine.remedies import Remedies
 from app.engine.state import RunState, build
+from app.engine.suspects import is_suspect
 from app.engine.workshop import Workshop
 from app.storage.changes import Changes, write
 from app.storage.dispatch import Flags, Lease, flags_locked, release
@@ -36,10 +37,12 @@ _MAX_NAMED = 20
 
 
 class Driver:
-    """One run, for as long as this worker has its lease."""
+    """One run, for as long as this worker has its lease. `on_cleared` hears when it is no longer a suspect."""
 
-    def __init__(self, lease: Lease, workshop: Workshop) -> None:
+    def __init__(self, lease: Lease, workshop: Workshop, on_cleared: Callable[[], None]) -> None:
         self.lease = lease
+        self.is_suspect = is_suspect(lease)
+        self._on_cleared = on_cleared
         self._shop = workshop
         self._inbox: Inbox[Outcome] = Inbox()
         self._calls: dict[int, asyncio.Task[None]] = {}
@@ -97,6 +100,9 @@ class Driver:
             calls = self._record(steps, state, changes, begins=begins)
             if begins or calls or not changes.is_empty:
                 fenced = await self._shop.recorder.commit(changes)
+                if self.is_suspect and changes.has_outcome:
+                    self.is_suspect = False
+                    self._on_cleared()
                 if fenced.answers > self._answers or (fenced.stop_requested is not None and self._stop is None):
                     self.heed(Flags(stop_requested=fenced.stop_requested, answers=fenced.answers))
             begins = False

@@ -46,8 +46,8 @@ class Remedies:
 
     # The walk's decisions.
 
-    def apply(self, key: TaskKey, remedy: Remedy, changes: Changes) -> None:
-        """What comes of a failed task."""
+    def apply(self, key: TaskKey, remedy: Remedy, changes: Changes, *, note: str | None = None) -> None:
+        """What comes of a failed task; a person who is asked about it is told the note."""
         error = self._state.tasks[key].last_error
         match remedy.means:
             case Means.ASK:
@@ -58,7 +58,7 @@ class Remedies:
                 self._skip(key, changes)
                 self._state.walk.skipped(key)
             case Means.REVIEW:
-                self._ask_person(key, changes)
+                self._ask_person(key, changes, note)
             case Means.GIVE_UP:
                 self._state.walk.give_up(task_error(key, error, code=remedy.code))
             case _:
@@ -125,7 +125,7 @@ class Remedies:
                 words = f"Task {key} failed: {error.get('message', 'unknown')} Recovery gave nothing: {message}"
                 self._state.walk.give_up(RunError(code=remedy.code, message=words, task_key=key))
             else:
-                self.apply(key, remedy, changes)
+                self.apply(key, remedy, changes, note=f"Recovery gave nothing: {message}")
 
     def store(
         self, plan: NewPlan, changes: Changes, tell: Callable[[Sequence[WalkTask]], None], *, held: bool | None = None
@@ -331,7 +331,7 @@ class Remedies:
                 state.walk.failed_for_good(key, task_error(key, state.tasks[key].last_error))
         self._close(review, changes)
 
-    def _ask_person(self, key: TaskKey, changes: Changes) -> None:
+    def _ask_person(self, key: TaskKey, changes: Changes, note: str | None) -> None:
         """What is to become of this failed task?"""
         task = self._state.tasks[key]
         for review in list(self._state.reviews.values()):
@@ -339,7 +339,7 @@ class Remedies:
                 self._close(review, changes)
         changes.task(key, TaskStatus.AWAITING_REVIEW)
         question = {
-            "text": f"Task {key} failed. What is to become of it?",
+            "text": " ".join(filter(None, (f"Task {key} failed.", note, "What is to become of it?"))),
             "task": {"key": key, "description": task.description, "depends_on": list(task.depends_on)},
             "error": dict(task.last_error),
             "attempts": task.attempt,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from uuid import UUID
 
 import structlog
@@ -17,6 +17,7 @@ from app.engine.clock import Clock
 from app.engine.driver import Driver
 from app.engine.places import Places
 from app.engine.recorder import Recorder
+from app.engine.suspects import SortedOut, crash_loop
 from app.engine.throttle import Throttle
 from app.engine.workshop import Workshop
 from app.llm.chat import ChatModel
@@ -83,46 +84,74 @@ class Worker:
     async def _claim_until(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         while not stop.is_set():
             self._work_may_be_due.clear()
-            room = self._settings.worker_max_runs - len(self._drivers)
-            leases = await self._claim(room) if room > 0 else []
-            for lease in leases:
-                driver = Driver(lease, self._shop)
-                self._drivers[lease.run_id] = driver
-                self._driving[lease.run_id] = group.create_task(self._drive(driver))
-            if not leases or len(leases) == room:
+            room = self._room()
+            claimed = await self._claim(room) if room > 0 else None
+            if claimed is None:
                 await self._wait(self._work_may_be_due, self._settings.poll_seconds)
+                continue
+            for lease in claimed.driven:
+                self._start(lease, group)
+            for lease in claimed.given_up:
+                log.error("run given up", run_id=str(lease.run_id), takeovers=lease.takeovers)
+                await self._fail(lease, crash_loop(lease))
 
-    async def _claim(self, limit: int) -> list[Lease]:
+    def _room(self) -> int:
+        """How many more runs it may drive; none beside a suspect."""
+        if any(driver.is_suspect for driver in self._drivers.values()):
+            return 0
+        return self._settings.worker_max_runs - len(self._drivers)
+
+    def _start(self, lease: Lease, group: asyncio.TaskGroup) -> None:
+        driver = Driver(lease, self._shop, self._work_may_be_due.set)
+        neighbours = []
+        if driver.is_suspect:
+            log.warning("run driven alone", run_id=str(lease.run_id), takeovers=lease.takeovers)
+            neighbours = list(self._driving.values())
+            for neighbour in self._drivers.values():
+                neighbour.drain()
+        self._drivers[lease.run_id] = driver
+        self._driving[lease.run_id] = group.create_task(self._drive(driver, after=neighbours))
+
+    async def _claim(self, limit: int) -> SortedOut | None:
+        """What is due; None when there is nothing, or no database to ask."""
         try:
             async with self._database.write() as connection:
                 leases = await claim(
                     connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms, driven=list(self._drivers)
                 )
+                claimed = SortedOut.of(leases)
+                # In the claim's own transaction: a death right after it must not be charged to these.
+                for lease in claimed.handed_back:
+                    await release(connection, lease, ready_in_ms=0)
+                    await self._database.announce(connection, lease.run_id)
         except StorageUnavailable as error:
             log.warning("database away, not claiming", reason=str(error.__cause__))
-            return []
-        if leases:
-            self._shop.clock.set(leases[0].claimed_at)
-        return leases
+            return None
+        if not leases:
+            return None
+        self._shop.clock.set(leases[0].claimed_at)
+        return claimed
 
-    async def _drive(self, driver: Driver) -> None:
+    async def _drive(self, driver: Driver, *, after: Collection[asyncio.Task[None]]) -> None:
         lease = driver.lease
         try:
+            if after:
+                await asyncio.wait(after)
             await driver.drive()
         except StorageUnavailable as error:
             log.warning("database away, run left to its lease", run_id=str(lease.run_id), reason=str(error.__cause__))
         except Exception:
             log.exception("driver broke", run_id=str(lease.run_id))
-            await self._fail(lease)
+            await self._fail(lease, RunError(code="internal_error", message="Planwave met a fault of its own."))
         finally:
             self._drivers.pop(lease.run_id, None)
             self._driving.pop(lease.run_id, None)
             self._work_may_be_due.set()
 
-    async def _fail(self, lease: Lease) -> None:
-        """End a run that Planwave itself cannot drive, rather than meet the same fault for ever."""
+    async def _fail(self, lease: Lease, error: RunError) -> None:
+        """End a run that cannot be driven, rather than meet the same trouble for ever."""
         changes = Changes(tenant_id=lease.tenant_id, run_id=lease.run_id, token=lease.token)
-        changes.error = RunError(code="internal_error", message="Planwave met a fault of its own.").as_json()
+        changes.error = error.as_json()
         try:
             async with self._database.write() as connection:
                 await end_unfinished(connection, changes, RunStatus.FAILED)

@@ -33,6 +33,7 @@ _MAX_ERROR_CHARACTERS = 4_000
 _TRANSIENT_STATUSES = {408, 409, 425, 429}
 _MAX_TOKENS = 10**7  # more than any model reads or writes in a call: beyond it the count is not true
 _FORMAT_WORDS = re.compile(r"response_format|json_schema|json_object|structured[ _]output", re.IGNORECASE)
+_SECRET = re.compile(r"\b(?:sk|pk|rk|key)-[A-Za-z0-9_-]{12,}|(?<=Bearer )\S{12,}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -132,8 +133,9 @@ class OpenAIModel:
         return response.content.replace(self._key.encode(), b"[key]") if self._key else response.content
 
     def _without_key(self, text: str) -> str:
-        """The text without our key: an endpoint may echo it, and errors are stored and shown."""
-        return text.replace(self._key, "[key]") if self._key else text
+        """The text without our key, or what looks like another: an endpoint may echo them, and errors are shown."""
+        known = text.replace(self._key, "[key]") if self._key else text
+        return _SECRET.sub("[key]", known)
 
 
 _NEVER_THE_FORMAT = {"not_found", "redirected", "context_length_exceeded"}

@@ -121,10 +121,10 @@ class Bench:
         self.is_away = True
 
     async def expire(self) -> None:
-        """The leases of the worker that died have run out."""
+        """The leases of the worker that died have run out; its deaths are the machine's, and charged to no run."""
         async with self._client.write() as connection:
             held = tables.runs.c.lease_token.is_not(None)
-            await connection.execute(sa.update(tables.runs).where(held).values(ready_at=0))
+            await connection.execute(sa.update(tables.runs).where(held).values(ready_at=0, takeovers=-1))
 
     async def restart(self, *, later: bool = False) -> None:
         """Another worker takes all runs over, long after the last one."""
