@@ -26,6 +26,7 @@ from app.engine.state import RunState, build
 from app.engine.suspects import is_suspect
 from app.engine.workshop import Workshop
 from app.storage.changes import Changes, write
+from app.storage.database import unbroken
 from app.storage.dispatch import Flags, Lease, flags_locked, release
 from app.storage.resume import load
 from app.storage.reviews import bearing_reviews
@@ -277,6 +278,7 @@ class Driver:
         if ended.cancelled():
             self._inbox.put(Cut(call))
 
+    @unbroken
     async def _park(self, status: RunStatus, state: RunState) -> bool:
         """Let the run stand still, unless somebody has asked for something else meanwhile."""
         changes = state.changes()
@@ -296,6 +298,7 @@ class Driver:
             self.heed(flags)
         return parked
 
+    @unbroken
     async def _let_go(self, state: RunState) -> bool:
         """Give the run back where this worker has nothing to do for it: drained, or a wait longer than the lease."""
         now = self._shop.clock.now()

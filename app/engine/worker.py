@@ -23,7 +23,7 @@ from app.engine.workshop import Workshop
 from app.llm.chat import ChatModel
 from app.settings import Settings
 from app.storage.changes import Changes, write
-from app.storage.database import Database
+from app.storage.database import Database, unbroken
 from app.storage.dispatch import Flags, Lease, claim, flags, release, renew
 from app.storage.idempotency import forget_old_keys
 from app.storage.runs import end_unfinished
@@ -112,6 +112,7 @@ class Worker:
         self._drivers[lease.run_id] = driver
         self._driving[lease.run_id] = group.create_task(self._drive(driver, after=neighbours))
 
+    @unbroken
     async def _claim(self, limit: int) -> SortedOut | None:
         """What is due; None when there is nothing, or no database to ask."""
         try:
@@ -148,6 +149,7 @@ class Worker:
             self._driving.pop(lease.run_id, None)
             self._work_may_be_due.set()
 
+    @unbroken
     async def _fail(self, lease: Lease, error: RunError) -> None:
         """End a run that cannot be driven, rather than meet the same trouble for ever."""
         changes = Changes(tenant_id=lease.tenant_id, run_id=lease.run_id, token=lease.token)
@@ -160,6 +162,7 @@ class Worker:
         except StorageUnavailable:
             log.warning("database away, run left to its lease", run_id=str(lease.run_id))
 
+    @unbroken
     async def _renew(self) -> None:
         leases = [driver.lease for driver in self._drivers.values()]
         if not leases:
@@ -185,6 +188,7 @@ class Worker:
             elif driver.is_stopping:
                 driver.heed(_NO_FLAGS)  # the request was taken back
 
+    @unbroken
     async def _forget(self) -> None:
         async with self._database.write() as connection:
             await forget_old_keys(connection)

@@ -2,10 +2,11 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from app.domain.errors import ConfigurationError, StorageUnavailable
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -65,6 +67,26 @@ def parse_url(url: str) -> sa.URL:
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("PLANWAVE_DATABASE_URL needs a file: in memory every connection has its own database.")
     return parsed.set(drivername=driver)
+
+
+def unbroken(transaction: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Have a coroutine function run to its end though whoever awaits it is cancelled meanwhile.
+
+    For what writes: a cancel inside a transaction would leave it open, and with it the only writer's lock of SQLite.
+    """
+
+    @wraps(transaction)
+    async def to_its_end(*args: P.args, **more: P.kwargs) -> T:
+        running = asyncio.ensure_future(transaction(*args, **more))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # nobody is left to hear of it
+            raise
+
+    return to_its_end
 
 
 class Database:
