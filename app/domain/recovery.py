@@ -5,7 +5,7 @@ asked one at a time, so that no two answers replace the same tasks, and failures
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from app.domain.ids import TaskKey
@@ -248,7 +248,7 @@ class Recovery:
     def take(self, now: int, places: int) -> list[AskRecovery]:
         """The questions to send now; they count as asked from here on."""
         if self._replan is None and self._is_gathered(now) and places > 0:
-            self._replan = _Open(self._of_requests() if self._requests else self._of_failures())
+            self._replan = _Open(self._requests.pop(0) if self._requests else self._of_failures())
             self._not_before = None
         taken = [open_ for open_ in self._all_open() if open_.question.is_due(now)][:places]
         for open_ in taken:
@@ -276,15 +276,6 @@ class Recovery:
         """What a person asks for waits for nothing but the endpoint."""
         gathered = 0 if self._requests else min(self._failures.values()) + GATHER_MS
         return max(gathered, self._not_before or 0)
-
-    def _of_requests(self) -> AskRecovery:
-        """The first, with all that people want in the same words."""
-        first = self._requests.pop(0)
-        same = [
-            r for r in self._requests if not (r.replaces or first.replaces) and r.instructions == first.instructions
-        ]
-        self._requests = [request for request in self._requests if request not in same]
-        return replace(first, also=(*first.also, *(key for request in same for key in request.keys)))
 
     def _of_failures(self) -> AskRecovery:
         first, *rest = self._failures
