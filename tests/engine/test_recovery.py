@@ -1,63 +1,36 @@
 """What follows when a task has failed: rewording, skipping, choosing, giving up, and what the recovery seat spoils."""
 
-import json
 import re
-from typing import Any
 
 import pytest
 
 from app.domain import recovery
-from app.domain.ids import RunId
 from app.storage import tables
 from app.storage.database import Database
-from app.storage.runs import lock_run
-from app.storage.steering import retry_run
-from tests.engine import troubled
 from tests.engine.conftest import Engine, Gates
 from tests.engine.troubled import (
     CHAIN,
     NO_ANSWER,
     ONE,
     PAIR,
+    REPLANNED,
+    REWORDED,
+    SKIPPED,
     SPOILED,
     Answers,
     answer,
+    choosing,
     code_of,
     events_of,
     is_asked,
+    say,
     seats,
     statuses,
+    wordings,
 )
 from tests.invariants import check
-from tests.scripted_model import DIAMOND, Plan, Reply, script, text
-from tests.stored import T, make_run, rows_of
-
-
-def say(strategy: str, **fields: Any) -> Reply:
-    return text(json.dumps({"strategy": strategy, **fields}))
-
-
-REWORDED = say("retry", description="Do it in another way.")
-SKIPPED = say("skip")
-REPLANNED = say("replan", tasks=[{"id": "m", "description": "Do m.", "depends_on": []}])
-
-
-async def wordings(database: Database, run_id: RunId) -> list[tuple[int, str]]:
-    return [(row["number"], row["description"]) for row in await rows_of(database, tables.attempts, run_id)]
-
-
-async def retried(database: Database, run_id: RunId) -> None:
-    async with database.write() as connection:
-        run = await lock_run(connection, T, run_id)
-        assert run is not None
-        await retry_run(connection, run, options=run.options, budget=run.budget)
-        await database.announce(connection, run_id)
-
-
-async def fragile(database: Database, plan: Plan = ONE, **options: Any) -> RunId:
-    """A run whose tasks have one attempt each, and about whose failures the recovery seat chooses."""
-    return await troubled.fragile(database, plan, **{"on_failure": "auto", **options})
-
+from tests.scripted_model import DIAMOND, Reply, script, text
+from tests.stored import make_run, rows_of
 
 # --- rewording
 
@@ -66,7 +39,7 @@ async def fragile(database: Database, plan: Plan = ONE, **options: Any) -> RunId
 async def test_a_task_that_is_reworded_runs_in_its_new_words(engine: Engine, database: Database, strategy: str) -> None:
     engine.model.begin(script({"executor": [SPOILED, text("done")], "recovery": REWORDED}))
     engine.worker()
-    run_id = await fragile(database, on_failure=strategy)
+    run_id = await choosing(database, on_failure=strategy)
     assert (await engine.ended(run_id)).result == "done"
     assert seats(engine) == ["executor", "recovery", "executor"]
     assert engine.model.calls[-1].text.endswith("Do it in another way.")
@@ -77,14 +50,14 @@ async def test_a_task_that_is_reworded_runs_in_its_new_words(engine: Engine, dat
 async def test_a_task_is_reworded_once_and_then_fails_the_run(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": SPOILED, "recovery": REWORDED}))
     engine.worker()
-    run = await engine.ended(await fragile(database, on_failure="retry"))
+    run = await engine.ended(await choosing(database, on_failure="retry"))
     assert (code_of(run), seats(engine)) == ("task_failed", ["executor", "recovery", "executor"])
 
 
 async def test_a_task_is_reworded_once_and_then_shown_to_a_person(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": [SPOILED, SPOILED, text("done")], "recovery": REWORDED}))
     engine.worker()
-    run_id = await fragile(database, on_failure="retry", on_exhausted="review")
+    run_id = await choosing(database, on_failure="retry", on_exhausted="review")
     await engine.until(is_asked, run_id)
     await check(database, run_id)
     await answer(database, run_id, "retry", description="Do it my way.")
@@ -119,7 +92,7 @@ async def test_rewordings_are_asked_for_side_by_side(engine: Engine, database: D
     gates = Gates(lambda call: REWORDED)
     engine.model.begin(script({"executor": [SPOILED, text("done")], "recovery": gates}))
     engine.worker()
-    run_id = await fragile(database, PAIR, on_failure="retry")
+    run_id = await choosing(database, PAIR, on_failure="retry")
     await engine.until_true(lambda: gates.most == 2)
     gates.open("a", "b")
     assert (await engine.ended(run_id)).status == "succeeded"
@@ -129,7 +102,7 @@ async def test_everything_else_goes_on_while_a_rewording_is_asked_for(engine: En
     gates = Gates(lambda call: REWORDED)
     engine.model.begin(script({("executor", "a"): [SPOILED, text("done")], "recovery": gates}))
     engine.worker()
-    run_id = await fragile(database, {"a": [], "b": [], "c": ["b"]}, on_failure="retry")
+    run_id = await choosing(database, {"a": [], "b": [], "c": ["b"]}, on_failure="retry")
     await engine.model.until(lambda: len(engine.model.by_seat("recovery")) == 1)
     run = await engine.until(lambda run: run.progress["succeeded"] == 2, run_id)
     assert (run.status, run.progress["failed"]) == ("running", 1)
@@ -141,7 +114,7 @@ async def test_a_plain_description_is_a_rewording(engine: Engine, database: Data
     recovery_answer = text('{"description": "Do it plainly."}')
     engine.model.begin(script({"executor": [SPOILED, text("done")], "recovery": recovery_answer}))
     engine.worker()
-    run_id = await fragile(database, on_failure="retry")
+    run_id = await choosing(database, on_failure="retry")
     assert (await engine.ended(run_id)).result == "done"
     assert await wordings(database, run_id) == [(1, "Do a."), (2, "Do it plainly.")]
 
@@ -150,7 +123,7 @@ async def test_a_rewording_in_the_same_words_is_asked_for_again(engine: Engine, 
     same = say("retry", description=" do A. ")
     engine.model.begin(script({"executor": [SPOILED, text("done")], "recovery": [same, REWORDED]}))
     engine.worker()
-    run_id = await fragile(database, on_failure="retry")
+    run_id = await choosing(database, on_failure="retry")
     assert (await engine.ended(run_id)).result == "done"
     (rejected,) = await events_of(database, run_id, "plan.rejected")
     assert (rejected["task_key"], rejected["data"]["attempt"]) == ("0.a", 1)
@@ -165,7 +138,7 @@ async def test_a_rewording_that_never_comes_is_used_up(
 ) -> None:
     engine.model.begin(script({"executor": SPOILED, "recovery": NO_ANSWER}))
     engine.worker()
-    run_id = await fragile(database, on_failure="retry", on_exhausted=on_exhausted)
+    run_id = await choosing(database, on_failure="retry", on_exhausted=on_exhausted)
     run = await engine.until(lambda run: run.status.value == then, run_id)
     await check(database, run_id)
     assert seats(engine) == ["executor", *["recovery"] * 3]
@@ -179,7 +152,7 @@ async def test_a_rewording_that_never_comes_is_used_up(
 async def test_one_that_chooses_may_still_skip_when_all_else_is_used_up(engine: Engine, database: Database) -> None:
     engine.model.begin(script({("executor", "a"): SPOILED, "recovery": [REWORDED, SKIPPED]}))
     engine.worker()
-    run_id = await fragile(database, PAIR, max_replans=0)
+    run_id = await choosing(database, PAIR, max_replans=0)
     assert (await engine.ended(run_id)).status == "succeeded"
     assert await statuses(database, run_id) == {"0.a": "skipped", "0.b": "succeeded"}
     first, second = engine.model.by_seat("recovery")
@@ -197,7 +170,7 @@ async def test_choosing_what_is_used_up_ends_the_run_without_another_call(
 ) -> None:
     engine.model.begin(script({"executor": SPOILED, "recovery": [REWORDED, choice]}))
     engine.worker()
-    run = await engine.ended(await fragile(database, max_replans=0))
+    run = await engine.ended(await choosing(database, max_replans=0))
     assert (code_of(run), seats(engine)) == (code, ["executor", "recovery"] * 2)
 
 
@@ -206,7 +179,7 @@ async def test_choosing_what_is_used_up_is_shown_to_a_person_where_the_goal_says
 ) -> None:
     engine.model.begin(script({"executor": SPOILED, "recovery": REPLANNED}))
     engine.worker()
-    run_id = await fragile(database, max_replans=0, on_exhausted="review")
+    run_id = await choosing(database, max_replans=0, on_exhausted="review")
     await engine.until(is_asked, run_id)
     await check(database, run_id)
     assert seats(engine) == ["executor", "recovery"]
@@ -220,7 +193,7 @@ async def test_a_choice_settles_its_task_alone_and_the_other_is_asked_about_next
     answers: Answers = {"executor": both, ("executor", "c"): text("done"), "recovery": SKIPPED}
     engine.model.begin(script(answers))
     engine.worker()
-    run_id = await fragile(database, {**PAIR, "c": []})
+    run_id = await choosing(database, {**PAIR, "c": []})
     await engine.model.until(lambda: len(engine.model.calls) == 3)
     both.open("a")
     await engine.until(lambda run: run.progress["failed"] == 1, run_id)
@@ -238,7 +211,7 @@ async def test_a_choice_that_never_comes_uses_up_replans_and_then_gives_the_task
 ) -> None:
     engine.model.begin(script({"executor": SPOILED, "recovery": NO_ANSWER}))
     engine.worker()
-    run = await engine.ended(await fragile(database, max_replans=2))
+    run = await engine.ended(await choosing(database, max_replans=2))
     assert (code_of(run), run.replans) == ("replans_exhausted", 2)
     assert seats(engine) == ["executor", *["recovery"] * 6]
 
@@ -249,7 +222,7 @@ async def test_a_choice_that_never_comes_uses_up_replans_and_then_gives_the_task
 async def test_dependents_and_the_synthesizer_are_told_what_is_missing(engine: Engine, database: Database) -> None:
     engine.model.begin(script({("executor", "a"): SPOILED, ("executor", "d"): SPOILED}))
     engine.worker()
-    run_id = await fragile(database, {"a": [], "b": ["a"], "c": ["b"], "d": ["b"]}, on_failure="skip")
+    run_id = await choosing(database, {"a": [], "b": ["a"], "c": ["b"], "d": ["b"]}, on_failure="skip")
     assert (await engine.ended(run_id)).result == "the answer"
     told = {c.task_key or c.seat: re.findall(r'<missing-\w+ task="(.*?)">', c.text) for c in engine.model.calls}
     assert told == {"0.a": [], "0.b": ["0.a"], "0.c": [], "0.d": [], "synthesizer": ["0.d"]}
@@ -261,7 +234,7 @@ async def test_dependents_and_the_synthesizer_are_told_what_is_missing(engine: E
 async def test_a_run_whose_tasks_are_all_skipped_has_failed(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": SPOILED}))
     engine.worker()
-    run_id = await fragile(database, CHAIN, on_failure="skip")
+    run_id = await choosing(database, CHAIN, on_failure="skip")
     run = await engine.ended(run_id)
     assert (code_of(run), seats(engine)) == ("task_failed", ["executor"] * 3)
     assert set((await statuses(database, run_id)).values()) == {"skipped"}
@@ -272,7 +245,7 @@ async def test_the_synthesizer_has_results_to_work_from_when_the_last_task_was_s
 ) -> None:
     engine.model.begin(script({("executor", "c"): SPOILED}))
     engine.worker()
-    await engine.ended(await fragile(database, CHAIN, on_failure="skip"))
+    await engine.ended(await choosing(database, CHAIN, on_failure="skip"))
     (call,) = engine.model.by_seat("synthesizer")
     assert "result of 0.b" in call.text
 
@@ -280,7 +253,7 @@ async def test_the_synthesizer_has_results_to_work_from_when_the_last_task_was_s
 async def test_without_synthesis_a_last_task_that_was_skipped_has_no_result(engine: Engine, database: Database) -> None:
     engine.model.begin(script({("executor", "b"): SPOILED}))
     engine.worker()
-    run = await engine.ended(await fragile(database, PAIR, on_failure="skip", synthesize=False))
+    run = await engine.ended(await choosing(database, PAIR, on_failure="skip", synthesize=False))
     assert run.result == {"0.a": "result of 0.a", "0.b": None}
 
 
@@ -290,7 +263,7 @@ async def test_without_synthesis_a_last_task_that_was_skipped_has_no_result(engi
 async def test_a_failed_run_says_what_was_reached_and_what_was_not(engine: Engine, database: Database) -> None:
     engine.model.begin(script({("executor", "c"): SPOILED}))
     engine.worker()
-    run = await engine.ended(await fragile(database, DIAMOND, on_failure="replan", max_replans=0))
+    run = await engine.ended(await choosing(database, DIAMOND, on_failure="replan", max_replans=0))
     assert run.error is not None
     assert (run.error["code"], run.error["task_key"]) == ("replans_exhausted", "0.c")
     assert "2 of 4 tasks succeeded (0.a, 0.b). Not reached: 0.c, 0.d." in run.error["message"]
@@ -299,7 +272,7 @@ async def test_a_failed_run_says_what_was_reached_and_what_was_not(engine: Engin
 async def test_without_replans_recovery_is_not_asked_for_one(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": SPOILED}))
     engine.worker()
-    run = await engine.ended(await fragile(database, on_failure="replan", max_replans=0))
+    run = await engine.ended(await choosing(database, on_failure="replan", max_replans=0))
     assert (code_of(run), seats(engine)) == ("replans_exhausted", ["executor"])
 
 
@@ -307,7 +280,7 @@ async def test_a_failure_of_a_run_that_is_giving_up_asks_nobody(engine: Engine, 
     gates = Gates(lambda call: SPOILED)
     engine.model.begin(script({("executor", "a"): SPOILED, ("executor", "b"): gates}))
     engine.worker()
-    run_id = await fragile(database, PAIR, on_failure="review")
+    run_id = await choosing(database, PAIR, on_failure="review")
     await engine.until(lambda run: run.open_reviews == 1, run_id)
     await answer(database, run_id, "fail")
     await engine.until(lambda run: run.progress["failed"] == 1, run_id)

@@ -11,56 +11,30 @@ from app.domain import recovery
 from app.domain.ids import RunId
 from app.storage import tables
 from app.storage.database import Database
-from app.storage.runs import lock_run
-from app.storage.steering import retry_run
-from tests.engine import troubled
 from tests.engine.conftest import Engine, Gates
 from tests.engine.troubled import (
     CHAIN,
     NO_ANSWER,
-    ONE,
     PAIR,
     REFUSED,
+    REWORDED,
+    SKIPPED,
     SPOILED,
     Answers,
     answer,
+    choosing,
     code_of,
     dies,
     events_of,
     is_asked,
+    retried,
     seats,
     statuses,
+    wordings,
 )
 from tests.invariants import check
-from tests.scripted_model import Plan, Reply, error, hang, script, text
-from tests.stored import T, expire, row_of, rows_of, the_run
-
-
-def say(strategy: str, **fields: Any) -> Reply:
-    return text(json.dumps({"strategy": strategy, **fields}))
-
-
-REWORDED = say("retry", description="Do it in another way.")
-SKIPPED = say("skip")
-REPLANNED = say("replan", tasks=[{"id": "m", "description": "Do m.", "depends_on": []}])
-
-
-async def wordings(database: Database, run_id: RunId) -> list[tuple[int, str]]:
-    return [(row["number"], row["description"]) for row in await rows_of(database, tables.attempts, run_id)]
-
-
-async def retried(database: Database, run_id: RunId) -> None:
-    async with database.write() as connection:
-        run = await lock_run(connection, T, run_id)
-        assert run is not None
-        await retry_run(connection, run, options=run.options, budget=run.budget)
-        await database.announce(connection, run_id)
-
-
-async def fragile(database: Database, plan: Plan = ONE, **options: Any) -> RunId:
-    """A run whose tasks have one attempt each, and about whose failures the recovery seat chooses."""
-    return await troubled.fragile(database, plan, **{"on_failure": "auto", **options})
-
+from tests.scripted_model import Reply, error, hang, script, text
+from tests.stored import expire, row_of, rows_of, the_run
 
 # --- faults of the recovery seat
 
@@ -83,7 +57,7 @@ async def test_a_fault_of_the_recovery_seat_is_got_over(
     answers: Answers = {("executor", "a"): [SPOILED, text("done")], "recovery": [fault, ANSWERS[strategy]]}
     engine.model.begin(script(answers))
     engine.worker()
-    assert (await engine.ended(await fragile(database, PAIR, on_failure=strategy))).status == "succeeded"
+    assert (await engine.ended(await choosing(database, PAIR, on_failure=strategy))).status == "succeeded"
     assert len(engine.model.by_seat("recovery")) == 2
 
 
@@ -98,7 +72,7 @@ async def test_a_question_that_is_refused_for_good_gives_the_task_up(
 ) -> None:
     engine.model.begin(script({("executor", "a"): SPOILED, "recovery": refusal}))
     engine.worker()
-    run_id = await fragile(database, PAIR, on_failure=strategy)
+    run_id = await choosing(database, PAIR, on_failure=strategy)
     run = await engine.ended(run_id)
     assert (code_of(run), run.error and run.error["task_key"]) == ("task_failed", "0.a")
     assert await statuses(database, run_id) == {"0.a": "failed", "0.b": "succeeded"}
@@ -111,7 +85,7 @@ async def test_a_question_that_is_refused_for_good_is_shown_to_a_person_where_th
 ) -> None:
     engine.model.begin(script({("executor", "a"): SPOILED, "recovery": REFUSED}))
     engine.worker()
-    run_id = await fragile(database, PAIR, on_failure=strategy, on_exhausted="review")
+    run_id = await choosing(database, PAIR, on_failure=strategy, on_exhausted="review")
     await engine.until(is_asked, run_id)
     await answer(database, run_id, "skip")
     assert (await engine.ended(run_id)).status == "succeeded"
@@ -126,7 +100,7 @@ async def test_an_outage_at_the_recovery_seat_ends_the_run_and_a_retry_goes_on(
     answers: Answers = {("executor", "b"): [SPOILED, text("done")], "recovery": error(fault)}
     engine.model.begin(script(answers))
     engine.worker()
-    run_id = await fragile(database, CHAIN, on_failure=strategy, on_exhausted="review")
+    run_id = await choosing(database, CHAIN, on_failure=strategy, on_exhausted="review")
     run = await engine.ended(run_id)
     assert (code_of(run), len(engine.model.by_seat("recovery"))) == outcome
     assert await statuses(database, run_id) == {"0.a": "succeeded", "0.b": "failed", "0.c": "cancelled"}
@@ -140,7 +114,7 @@ async def test_an_outage_at_the_recovery_seat_ends_the_run_and_a_retry_goes_on(
 async def test_an_outage_at_a_task_asks_no_recovery(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": error(503)}))
     engine.worker()
-    run = await engine.ended(await fragile(database, on_exhausted="review"))
+    run = await engine.ended(await choosing(database, on_exhausted="review"))
     assert (code_of(run), seats(engine)) == ("llm_unavailable", ["executor"] * 8)
 
 
@@ -154,7 +128,7 @@ async def test_a_question_in_flight_is_asked_once_more_and_nothing_that_succeede
     answers: Answers = {("executor", "b"): [SPOILED, text("done")], "recovery": [hang(), ANSWERS[strategy]]}
     engine.model.begin(script(answers))
     first = engine.worker()
-    run_id = await fragile(database, CHAIN, on_failure=strategy)
+    run_id = await choosing(database, CHAIN, on_failure=strategy)
     await engine.model.until(lambda: len(engine.model.by_seat("recovery")) == 1)
     await dies(first, database, run_id)
     engine.worker()
@@ -172,7 +146,7 @@ async def test_a_failure_that_was_stored_is_asked_about_by_the_next_worker(
     answers: Answers = {("executor", "b"): [SPOILED, text("done")], "recovery": [hang(), ANSWERS[strategy]]}
     engine.model.begin(script(answers))
     first = engine.worker()
-    run_id = await fragile(database, CHAIN, on_failure=strategy)
+    run_id = await choosing(database, CHAIN, on_failure=strategy)
     await engine.until(lambda run: run.progress["failed"] == 1, run_id)
     await dies(first, database, run_id)
     asked = len(engine.model.by_seat("recovery"))
@@ -207,7 +181,7 @@ async def test_a_wait_of_the_recovery_seat_is_not_cut_short_by_a_takeover(
     answers: Answers = {("executor", "b"): [SPOILED, text("done")], "recovery": wait}
     engine.model.begin(script(answers))
     first = engine.worker()
-    run_id = await fragile(database, CHAIN, on_failure=strategy)
+    run_id = await choosing(database, CHAIN, on_failure=strategy)
     await engine.model.until(lambda: any(call.answered_at for call in engine.model.by_seat("recovery")))
     await all_calls_are_recorded(database, run_id)
     await dies(first, database, run_id)
@@ -231,7 +205,7 @@ async def test_rejected_answers_of_recovery_are_counted_across_workers(
 ) -> None:
     engine.model.begin(script({"executor": SPOILED, "recovery": [NO_ANSWER, hang(), NO_ANSWER]}))
     first = engine.worker()
-    run_id = await fragile(database, on_failure=strategy, max_replans=1)
+    run_id = await choosing(database, on_failure=strategy, max_replans=1)
     await engine.model.until(lambda: len(engine.model.by_seat("recovery")) == 2)
     await dies(first, database, run_id)
     engine.worker()
@@ -248,7 +222,7 @@ async def test_the_question_about_two_failures_is_the_same_after_a_takeover(
     gates = Gates(lambda call: SPOILED)
     engine.model.begin(script({"executor": gates, "recovery": [NO_ANSWER, hang(), NO_ANSWER]}))
     first = engine.worker()
-    run_id = await fragile(database, PAIR, on_failure="replan", max_replans=1)
+    run_id = await choosing(database, PAIR, on_failure="replan", max_replans=1)
     gates.open("b")
     await engine.until(lambda run: run.progress["failed"] == 1, run_id)
     gates.open("a")
@@ -263,7 +237,7 @@ async def test_the_question_about_two_failures_is_the_same_after_a_takeover(
 async def test_a_reworded_task_keeps_its_words_across_workers(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": [SPOILED, hang(), SPOILED], "recovery": REWORDED}))
     first = engine.worker()
-    run_id = await fragile(database, on_failure="retry")
+    run_id = await choosing(database, on_failure="retry")
     await engine.model.until(lambda: len(engine.model.by_seat("executor")) == 2)
     await dies(first, database, run_id)
     engine.worker()
@@ -281,7 +255,7 @@ async def test_an_answer_outlives_the_worker_that_was_to_carry_it_out(
     answers: Answers = {("executor", "a"): [SPOILED, text("done")], ("executor", "b"): [hang(), text("done")]}
     engine.model.begin(script({**answers, "recovery": new_plan}))
     first = engine.worker()
-    run_id = await fragile(database, {**PAIR, "c": ["a"]}, on_failure="review")
+    run_id = await choosing(database, {**PAIR, "c": ["a"]}, on_failure="review")
     await engine.until(lambda run: run.open_reviews == 1, run_id)
     await first.die()
     given: dict[str, Any] = {"result": "supplied"} if decision == "supply" else {}
@@ -301,7 +275,7 @@ async def test_an_answer_that_fails_the_run_is_not_forgotten_while_calls_are_in_
 ) -> None:
     engine.model.begin(script({("executor", "a"): SPOILED, ("executor", "b"): hang()}))
     first = engine.worker()
-    run_id = await fragile(database, PAIR, on_failure="review")
+    run_id = await choosing(database, PAIR, on_failure="review")
     await engine.until(lambda run: run.open_reviews == 1, run_id)
     await answer(database, run_id, "fail")
     await engine.until(lambda run: run.progress["failed"] == 1, run_id)
@@ -314,7 +288,7 @@ async def test_an_answer_that_fails_the_run_is_not_forgotten_while_calls_are_in_
 async def test_a_takeover_count_is_unharmed_by_recovery(engine: Engine, database: Database) -> None:
     engine.model.begin(script({"executor": [SPOILED, text("done")], "recovery": [hang(), REWORDED]}))
     first = engine.worker()
-    run_id = await fragile(database, on_failure="retry")
+    run_id = await choosing(database, on_failure="retry")
     await engine.model.until(lambda: len(engine.model.by_seat("recovery")) == 1)
     await dies(first, database, run_id)
     engine.worker()

@@ -11,6 +11,7 @@ from app.storage.database import Database
 from app.storage.records import RunRecord
 from app.storage.reviews import answer_review, list_reviews
 from app.storage.runs import lock_run
+from app.storage.steering import retry_run
 from tests.engine.conftest import Engine, WorkerHere
 from tests.invariants import check
 from tests.scripted_model import Answer, Call, Plan, Reply, text
@@ -94,3 +95,29 @@ async def dies(worker: WorkerHere, database: Database, run_id: RunId) -> None:
 
 async def calls_of(database: Database, run_id: RunId) -> Sequence[Mapping[str, Any]]:
     return await rows_of(database, tables.calls, run_id)
+
+
+def say(strategy: str, **fields: Any) -> Reply:
+    return text(json.dumps({"strategy": strategy, **fields}))
+
+
+REWORDED = say("retry", description="Do it in another way.")
+SKIPPED = say("skip")
+REPLANNED = say("replan", tasks=[{"id": "m", "description": "Do m.", "depends_on": []}])
+
+
+async def wordings(database: Database, run_id: RunId) -> list[tuple[int, str]]:
+    return [(row["number"], row["description"]) for row in await rows_of(database, tables.attempts, run_id)]
+
+
+async def retried(database: Database, run_id: RunId) -> None:
+    async with database.write() as connection:
+        run = await lock_run(connection, T, run_id)
+        assert run is not None
+        await retry_run(connection, run, options=run.options, budget=run.budget)
+        await database.announce(connection, run_id)
+
+
+async def choosing(database: Database, plan: Plan = ONE, **options: Any) -> RunId:
+    """A run whose tasks have one attempt each, and about whose failures the recovery seat chooses."""
+    return await fragile(database, plan, **{"on_failure": "auto", **options})
