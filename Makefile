@@ -63,7 +63,7 @@ architecture: $(VENV)/.development ## import-linter: imports point down
 check: lint types architecture test ## what CI runs
 
 soak: $(VENV)/.development ## longer runs of the same tests
-	$(BIN)/pytest -q -m soak
+	$(BIN)/pytest -q -m soak --timeout 7200 $(TESTS)
 
 bench: $(VENV)/.development ## CPU per task by plan size, on SQLite and PostgreSQL; benchmarks/ has more
 	$(BIN)/python -m benchmarks.scale
