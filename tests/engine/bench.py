@@ -112,6 +112,7 @@ class Bench:
                 async with asyncio.timeout(WITHIN_SECONDS):
                     await asyncio.shield(self._running)
         self._running.cancel()
+        self.database.die()
         with suppress(asyncio.CancelledError):
             await self._running
         assert not self.model.pending

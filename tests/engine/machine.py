@@ -90,11 +90,16 @@ class FrailDatabase(Database):
         super().__init__(url, pool_size=2)
         self._left: int | None = None
         self._before = False
+        self._died = asyncio.Event()
         self.stopped = False
 
     def stop_at(self, write: int, *, before: bool) -> None:
         """Stop at the write after so many more."""
         self._left, self._before = write, before
+
+    def die(self) -> None:
+        """Have whoever stands at a write end there, as the process of a worker that was killed does."""
+        self._died.set()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -123,7 +128,8 @@ class FrailDatabase(Database):
 
     async def _stop(self) -> None:
         self.stopped = True
-        await asyncio.Event().wait()
+        await self._died.wait()
+        raise asyncio.CancelledError
 
 
 class WatchedInbox(Inbox[T]):
