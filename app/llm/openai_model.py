@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -24,9 +24,8 @@ from app.domain.errors import (
 from app.domain.text import shortened, storable
 from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel
+from app.llm.transport import BoundedTransport
 
-_CONNECT_SECONDS = 10.0
-_MAX_IDLE_CONNECTIONS = 32  # the pool looks at every idle one for every request: hundreds cost more than new ones
 _SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for no key
 _MAX_HEADER_CHARACTERS = 64
 _MAX_ERROR_CHARACTERS = 4_000
@@ -47,14 +46,8 @@ class OpenAIModel:
 
     def __init__(self, *, base_url: str | None, api_key: str, max_concurrency: int, max_answer_bytes: int) -> None:
         self._http = httpx2.AsyncClient(
-            transport=_BoundedTransport(
-                max_answer_bytes,
-                limits=httpx2.Limits(
-                    max_connections=max_concurrency,
-                    max_keepalive_connections=min(max_concurrency, _MAX_IDLE_CONNECTIONS),
-                ),
-            ),
-            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            transport=BoundedTransport(max_connections=max_concurrency, max_bytes=max_answer_bytes),
+            timeout=None,
             headers={"Accept-Encoding": "identity"},
         )
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=self._http)
@@ -282,40 +275,3 @@ def _number(text: str) -> float | None:
 
 def _words(error: BaseException) -> str:
     return shortened(f"{type(error).__name__}: {error}".rstrip(": "), 300)
-
-
-class _BoundedTransport(httpx2.AsyncHTTPTransport):
-    """Refuses a body that is larger than any answer, while it arrives; compressed bodies are not taken at all."""
-
-    def __init__(self, max_bytes: int, *, limits: httpx2.Limits) -> None:
-        super().__init__(limits=limits)
-        self._max_bytes = max_bytes
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await super().handle_async_request(request)
-        encoding = response.headers.get("content-encoding", "").strip().lower()
-        if encoding not in ("", "identity"):
-            await response.aclose()
-            raise httpx2.DecodingError(f"The body is encoded, unasked: {encoding[:40]}.", request=request)
-        # JSON is UTF-8; a charset that the endpoint names could be any of Python's codecs.
-        media_type = response.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        response.headers["content-type"] = media_type
-        if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _BoundedStream(response.stream, self._max_bytes, request)
-        return response
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, max_bytes: int, request: httpx2.Request) -> None:
-        self._stream, self._max_bytes, self._request = stream, max_bytes, request
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        count = 0
-        async for chunk in self._stream:
-            count += len(chunk)
-            if count > self._max_bytes:
-                raise httpx2.ReadError(f"The answer is larger than {self._max_bytes} bytes.", request=self._request)
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
