@@ -3,8 +3,9 @@
 import asyncio
 import gzip
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import openai
 import pytest
 
 from app.agents.planner import PLAN_SCHEMA
@@ -44,6 +45,26 @@ async def test_the_request_carries_messages_headers_and_key(endpoint: Endpoint) 
         "accept-encoding": "identity",
     }
     assert {name: call.headers[name] for name in expected} == expected
+
+
+async def test_the_request_is_the_one_that_the_sdk_itself_sends(endpoint: Endpoint) -> None:
+    request = replace(a_request(model=endpoint.name, structured=True), headers={})
+    endpoint.answers(text("{}"))
+    await endpoint.model.complete(request)
+    response_format = endpoint.server.calls[0].response_format
+    assert response_format is not None
+    async with openai.AsyncOpenAI(base_url=endpoint.server.url, api_key=KEY, max_retries=0) as sdk:
+        await sdk.chat.completions.create(
+            model=request.model,
+            messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"}],
+            response_format=cast(Any, response_format),
+        )
+    ours, theirs = endpoint.server.calls
+    of_the_exchange = {"accept-encoding", "connection", "x-stainless-retry-count", "x-stainless-read-timeout"}
+    said = [
+        {name: value for name, value in call.headers.items() if name not in of_the_exchange} for call in (ours, theirs)
+    ]
+    assert (ours.body, said[0]) == (theirs.body, said[1])
 
 
 async def test_a_schema_is_sent_as_a_strict_one(endpoint: Endpoint) -> None:

@@ -313,7 +313,7 @@ async def test_an_endpoint_that_echoes_the_key_does_not_get_it_into_an_error(end
     assert KEY not in f"{fault.message} {fault} {fault!r}"
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n", "\x00", "\x7f", "\N{RIGHT SINGLE QUOTATION MARK}"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\x00", "\x7f"])
 async def test_a_key_that_no_header_can_carry_is_not_told(endpoint: Endpoint, ending: str) -> None:
     async with model_at(endpoint.server.url, key=KEY + ending) as model:
         with pytest.raises(ModelError) as raised:
