@@ -32,7 +32,7 @@ async def get_health() -> Health:
     responses={200: answer("They can.", {"status": "ready"}), **problems("draining")},
 )
 async def get_readiness(services: Wired) -> Health:
-    """503 while the database is away, and from the moment the service begins to shut down."""
+    """503 while the database is away or full, and from the moment the service begins to shut down."""
     if services.draining.is_set():
         raise Refused("draining", "The service is shutting down; ask another one.", headers={"Retry-After": "1"})
     try:

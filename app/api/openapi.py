@@ -40,7 +40,7 @@ _HEADERS: Mapping[str, tuple[str, str]] = {
     "X-Request-Id": ("The request's id, also in the log.", "4f9c6b1e0e4b4d0f9a3c6a3a7f1d2b5c"),
     "Allow": ("The methods that the path takes.", "GET"),
 }
-_EVERYWHERE = ("internal_error", "storage_unavailable")
+_EVERYWHERE = ("internal_error", "storage_unavailable", "storage_full")
 _REF = "#/components/schemas/"
 
 
@@ -79,7 +79,7 @@ def problems(*codes: str, not_acceptable: str | None = None) -> dict[int | str, 
         )
         response["description"] = ". ".join(filter(None, (response["description"], f"`{code}`: {title}")))
         response["content"][MEDIA_TYPE]["examples"][code] = {"value": _example(code, status)}
-        if code in ("plan_not_ready", "storage_unavailable", "draining", "idempotency_in_progress"):
+        if code in ("plan_not_ready", "storage_unavailable", "storage_full", "draining", "idempotency_in_progress"):
             response["headers"]["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
     return found
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from app.domain.errors import PlanwaveError, StorageUnavailable
+from app.domain.errors import PlanwaveError, StorageFull, StorageUnavailable
 from app.domain.text import shortened, storable
 
 MEDIA_TYPE = "application/problem+json"
@@ -51,6 +51,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "idempotency_key_reused": (422, "The Idempotency-Key was used for another request"),
     "internal_error": (500, "Something went wrong here"),
     "storage_unavailable": (503, "The database cannot be reached"),
+    "storage_full": (503, "The database has no room left"),
     "draining": (503, "The service is shutting down"),
 }
 
@@ -139,6 +140,9 @@ async def answer_error(request: Request, error: Exception) -> Response:
     match error:
         case Refused():
             refused = error
+        case StorageFull():
+            detail = "The database has no room left: what is there can be read, and nothing new can be taken for now."
+            refused = Refused("storage_full", detail, headers={"Retry-After": "5"})
         case StorageUnavailable():
             detail = "The database cannot be reached or cannot take the write now; try again shortly."
             refused = Refused("storage_unavailable", detail, headers={"Retry-After": "1"})

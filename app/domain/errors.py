@@ -3,7 +3,9 @@
 PlanwaveError
 ├── LeaseLost             another worker drives the run now; what this one did is dropped
 ├── ConfigurationError    a setting or start-up option that cannot work
-├── StorageUnavailable    the database is away, locked or full; try again
+├── StorageUnavailable    the database is away or locked; try again
+│   ├── StorageFull       it has no room for the write
+│   └── StorageConflict   it gave up the transaction in favour of another; the same once more may pass
 └── ModelError            a model call that gave nothing usable
     ├── TransportFault    the endpoint did not answer properly; the same call may work later
     ├── CallRefused       the endpoint will never answer this call (400, 404, 422 ...)
@@ -38,6 +40,16 @@ class StorageUnavailable(PlanwaveError):
     """The database cannot be reached or cannot take the write now."""
 
     code = "storage_unavailable"
+
+
+class StorageFull(StorageUnavailable):
+    """The disk is full, or as much of it as the database may have: reads work, writes do not."""
+
+    code = "storage_full"
+
+
+class StorageConflict(StorageUnavailable):
+    """A deadlock or a serialization failure: nothing was written, and the same transaction may pass the next time."""
 
 
 class ModelError(PlanwaveError):

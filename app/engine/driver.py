@@ -9,7 +9,7 @@ from typing import assert_never
 import structlog
 
 from app.agents import executor
-from app.domain.errors import LeaseLost, StorageUnavailable
+from app.domain.errors import LeaseLost
 from app.domain.failures import RunError
 from app.domain.ids import TaskKey
 from app.domain.recovery import AskRecovery
@@ -28,7 +28,9 @@ from app.engine.workshop import Workshop
 from app.storage.changes import Changes, write
 from app.storage.database import unbroken
 from app.storage.dispatch import Flags, Lease, flags_locked, release
-from app.storage.resume import load
+from app.storage.faults import patient
+from app.storage.records import ReviewRecord
+from app.storage.resume import StoredRun, load
 from app.storage.reviews import bearing_reviews
 
 log = structlog.get_logger(__name__)
@@ -73,8 +75,7 @@ class Driver:
 
     async def drive(self) -> None:
         """Drive the run until it is over, has long to wait, is drained, or is lost to another worker."""
-        async with self._shop.database.read() as connection:
-            stored = await load(connection, self.lease)
+        stored = await self._load()
         if stored is None:
             return
         self._stop = self._stop or stored.run.stop_requested
@@ -86,8 +87,6 @@ class Driver:
                 await self._drive(state, remedies, changes, group)
         except* LeaseLost:
             log.info("lease lost", run_id=str(self.lease.run_id), epoch=self.lease.epoch)
-        except* StorageUnavailable as errors:
-            raise errors.exceptions[0] from None
         finally:
             self._admission.leave()
 
@@ -145,12 +144,20 @@ class Driver:
         if self._answers <= state.answers:
             return
         state.answers = self._answers
-        async with self._shop.database.read() as connection:
-            reviews = await bearing_reviews(connection, self.lease.tenant_id, self.lease.run_id)
-        for review in reviews:
+        for review in await self._reviews():
             known = state.reviews.get(review.id)
             if known is not None and known.answered_at is None and review.answered_at is not None:
                 remedies.answered(review, changes)
+
+    @patient
+    async def _load(self) -> StoredRun | None:
+        async with self._shop.database.read() as connection:
+            return await load(connection, self.lease)
+
+    @patient
+    async def _reviews(self) -> Sequence[ReviewRecord]:
+        async with self._shop.database.read() as connection:
+            return await bearing_reviews(connection, self.lease.tenant_id, self.lease.run_id)
 
     def _steps(self, state: RunState, changes: Changes) -> Sequence[Step]:
         """What is to be done now; a run without room in its budget for another call is given up."""
@@ -278,6 +285,7 @@ class Driver:
         if ended.cancelled():
             self._inbox.put(Cut(call))
 
+    @patient
     @unbroken
     async def _park(self, status: RunStatus, state: RunState) -> bool:
         """Let the run stand still, unless somebody has asked for something else meanwhile."""
@@ -298,6 +306,7 @@ class Driver:
             self.heed(flags)
         return parked
 
+    @patient
     @unbroken
     async def _let_go(self, state: RunState) -> bool:
         """Give the run back where this worker has nothing to do for it: drained, or a wait longer than the lease."""

@@ -1,6 +1,7 @@
 """The engine's only writer. Outcomes that arrive together, of one run or of many, share one transaction."""
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 _MAX_BATCH = 500
 _AWAY_SECONDS = 1.0
+_FIRST_AWAY_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +96,18 @@ class Recorder:
 
     async def _commit(self, batch: Sequence[_Waiting]) -> Mapping[RunId, Fenced]:
         batch_id = uuid4()
-        tried = False
+        may_be_written = False
+        wait = _FIRST_AWAY_SECONDS
         while True:
             try:
-                passed = await self._database.write_in_thread(partial(_write, batch, batch_id, may_be_written=tried))
+                do = partial(_write, batch, batch_id, may_be_written=may_be_written)
+                return await self._database.write_in_thread(do)
             except StorageUnavailable as error:
                 log.warning("database away, outcomes wait", outcomes=len(batch), reason=str(error.__cause__))
-                tried = True
-                await asyncio.sleep(_AWAY_SECONDS)
-            else:
-                return passed
+                may_be_written = True
+                # A connection that was cut, or a deadlock, is over at once; a database that is down is not.
+                wait = min(_AWAY_SECONDS, wait * 2)
+                await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - no secret
 
 
 def _write(

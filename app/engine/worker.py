@@ -61,6 +61,7 @@ class Worker:
         self._driving: dict[RunId, asyncio.Task[None]] = {}
         self._work_may_be_due = asyncio.Event()
         self._flags_may_be_set = asyncio.Event()
+        self._asked: set[RunId] = set()  # of which clients have asked something just now
         database.on_request(self._requested)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -69,7 +70,8 @@ class Worker:
             recording = group.create_task(self._recorder.run())
             keepers = [
                 group.create_task(self._every(self._settings.lease_seconds / 3, self._renew)),
-                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags, self._flags_may_be_set)),
+                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags)),
+                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_asked, self._flags_may_be_set)),
                 group.create_task(self._every(_HOUSEKEEPING_SECONDS, self._forget)),
                 group.create_task(self._wake_on(stop)),
             ]
@@ -139,8 +141,6 @@ class Worker:
             if after:
                 await asyncio.wait(after)
             await driver.drive()
-        except StorageUnavailable as error:
-            log.warning("database away, run left to its lease", run_id=str(lease.run_id), reason=str(error.__cause__))
         except Exception:
             log.exception("driver broke", run_id=str(lease.run_id))
             await self._fail(lease, RunError(code="internal_error", message="Planwave met a fault of its own."))
@@ -175,7 +175,14 @@ class Worker:
                 self._driving[lease.run_id].cancel()
 
     async def _look_at_flags(self) -> None:
-        heard = {driver: driver.heard for driver in self._drivers.values()}
+        await self._look(self._drivers)
+
+    async def _look_at_asked(self) -> None:
+        asked, self._asked = self._asked, set()
+        await self._look(asked & self._drivers.keys())
+
+    async def _look(self, run_ids: Collection[RunId]) -> None:
+        heard = {driver: driver.heard for driver in map(self._drivers.__getitem__, run_ids)}
         if not heard:
             return
         async with self._database.read() as connection:
@@ -240,6 +247,7 @@ class Worker:
 
     def _requested(self, run_id: UUID) -> None:
         if RunId(run_id) in self._drivers:
+            self._asked.add(RunId(run_id))
             self._flags_may_be_set.set()
         else:
             self._work_may_be_due.set()

@@ -1,31 +1,38 @@
 """The connection to the database: URLs, transactions, the clock. The only place that commits."""
 
 import asyncio
-import sqlite3
+import secrets
+import select
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
 import uuid_utils.compat
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from app.domain.errors import ConfigurationError, StorageUnavailable
+from app.domain.errors import ConfigurationError, StorageFull, StorageUnavailable
+from app.domain.ids import DEFAULT_TENANT
+from app.storage.faults import faults_named
+from app.storage.tables import goals
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _SQLITE_BUSY_SECONDS = 30
-_READ_ONLY = "25006"  # PostgreSQL's, as after a failover to a standby
+_ROOM_BYTES = 64 * 1024
+"""A database that was full is no longer so when this much can be written: more than a usual goal takes."""
 _ANNOUNCED = "planwave_announced"
+_USED = "planwave_used"
+_READS = {"planwave_reads": True}
+"""The mark of SQLite's connections that only read: they begin nothing (AUTOCOMMIT is dear)."""
 CHANNEL = "planwave"
 """Of LISTEN and NOTIFY; the message is `request RUN_ID` or `change RUN_ID`."""
 
@@ -99,9 +106,11 @@ class Database:
         self._sync_engine = make_sync_engine(self.url)
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planwave-writer")
         self._held: sa.Connection | None = None  # the writer's, opened and used in its thread only
-        self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        reading = _READS if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._reads = self._engine.execution_options(**reading)
         # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
         self._writer = asyncio.Lock()
+        self._was_full = False
         self._watchers: list[Callable[[UUID], None]] = []
         self._workers: list[Callable[[UUID], None]] = []
 
@@ -111,17 +120,13 @@ class Database:
 
         Raises `StorageUnavailable` when the database is away, locked or full.
         """
-        if self.is_sqlite:
-            async with self._writer, self._begin() as connection:
-                yield connection
-        else:
-            async with self._begin() as connection:
-                yield connection
+        async with self._turn(), self._begin() as connection:
+            yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for SELECTs, each seeing what is committed when it starts."""
-        with _faults_named():
+        with faults_named():
             async with self._reads.connect() as connection:
                 yield connection
 
@@ -144,9 +149,12 @@ class Database:
             listener(run_id)
 
     async def ping(self) -> None:
-        """Raises `StorageUnavailable` unless a SELECT works."""
+        """Raises `StorageUnavailable` unless a SELECT works and, since a write that found no room, a write has."""
         async with self.read() as connection:
             await connection.execute(sa.select(1))
+        if self._was_full:
+            await self._try_to_write()
+            self._was_full = False
 
     async def write_in_thread(self, do: Callable[[sa.Connection], T]) -> T:
         """Run `do` in a transaction on a thread and a connection of its own, and return once it is committed.
@@ -154,11 +162,11 @@ class Database:
         For whoever writes all the time: a handful of statements costs one change of threads instead of one each.
         One call at a time. Raises `StorageUnavailable` as `write` does.
         """
-        async with self._writer if self.is_sqlite else nullcontext():
+        async with self._turn():
             return await asyncio.get_running_loop().run_in_executor(self._writing, self._write_now, do)
 
     def _write_now(self, do: Callable[[sa.Connection], T]) -> T:
-        with _faults_named():
+        with faults_named():
             if self._held is None or self._held.closed or self._held.invalidated:
                 self._held = self._sync_engine.connect()
             try:
@@ -177,8 +185,35 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """While it is this call's to write: on SQLite one at a time, of which none waits for ever behind a lock."""
+        if self.is_sqlite:
+            try:
+                async with asyncio.timeout(_SQLITE_BUSY_SECONDS):
+                    await self._writer.acquire()
+            except TimeoutError:
+                raise StorageUnavailable("The database is locked.") from None
+        try:
+            yield
+        except StorageFull:
+            self._was_full = True
+            raise
+        finally:
+            if self.is_sqlite:
+                self._writer.release()
+
+    async def _try_to_write(self) -> None:
+        """Write a row that nobody ever sees, on pages of its own."""
+        row_id = new_id()
+        filler = secrets.token_hex(_ROOM_BYTES // 2)  # which cannot be compressed away
+        row = {"tenant_id": DEFAULT_TENANT, "id": row_id, "goal": filler, "metadata": {}, "created_at": 0}
+        async with self.write() as connection:
+            await connection.execute(sa.insert(goals).values(row))
+            await connection.execute(sa.delete(goals).where(goals.c.tenant_id == DEFAULT_TENANT, goals.c.id == row_id))
+
+    @asynccontextmanager
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
-        with _faults_named():
+        with faults_named():
             async with self._engine.connect() as connection:
                 kept = (await connection.get_raw_connection()).info
                 announced: list[tuple[UUID, bool]] = kept.setdefault(_ANNOUNCED, [])
@@ -190,13 +225,15 @@ class Database:
             self.tell(run_id, requested=requested)
 
     def _postgresql_engine(self, pool_size: int) -> AsyncEngine:
-        return create_async_engine(
+        engine = create_async_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
             hide_parameters=True,  # errors are logged, and rows hold what clients and models wrote
         )
+        sa.event.listen(engine.sync_engine, "checkout", refuse_if_cut)
+        return engine
 
     def _sqlite_engine(self) -> AsyncEngine:
         engine = create_async_engine(
@@ -210,6 +247,25 @@ class Database:
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
         return engine
+
+
+def refuse_if_cut(connection: Any, record: Any, proxy: object) -> None:
+    """Have the pool replace a connection that the server has closed meanwhile; SQLAlchemy's `checkout` event.
+
+    On an idle connection there is something to read only when it has ended. To look costs no round trip, which asking
+    the server before every use (`pool_pre_ping`) does.
+    """
+    is_new = _USED not in record.info
+    record.info[_USED] = True
+    if is_new:
+        return  # the pool gives up after two that are refused
+    driver = getattr(connection, "driver_connection", connection)
+    if driver.closed:
+        raise DisconnectionError
+    looking = select.poll()
+    looking.register(driver.fileno(), select.POLLIN)
+    if looking.poll(0):
+        raise DisconnectionError
 
 
 def notify(connection: sa.Connection, run_id: UUID, *, requested: bool) -> None:
@@ -245,23 +301,6 @@ def prepare_sqlite(connection: Any, record: object) -> None:
 
 def begin_sqlite(connection: sa.Connection) -> None:
     """Take the write lock at once: a deferred upgrade fails immediately whatever the busy timeout."""
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+    options = connection.get_execution_options()
+    if options.get("isolation_level") != "AUTOCOMMIT" and not options.keys() & _READS.keys():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-class _faults_named:  # noqa: N801 - used as a with-statement's word
-    """Turns the drivers' ways of saying "away, locked, full" into `StorageUnavailable`."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PoolTimeout | OSError):
-            raise StorageUnavailable("The database cannot be reached.") from error
-        if isinstance(error, DBAPIError) and (
-            error.connection_invalidated
-            or isinstance(error, OperationalError)
-            or isinstance(error.orig, sqlite3.OperationalError)
-            or getattr(error.orig, "sqlstate", None) == _READ_ONLY
-        ):
-            raise StorageUnavailable("The database cannot be reached or cannot take the write.") from error

@@ -7,7 +7,6 @@ import pytest
 import sqlalchemy as sa
 
 from app.bootstrap import run_worker
-from app.domain.errors import StorageUnavailable
 from app.domain.ids import RunId
 from app.domain.status import Mode
 from app.engine.inbox import Inbox
@@ -16,7 +15,6 @@ from app.engine.state import build
 from app.settings import Settings
 from app.storage import tables
 from app.storage.database import Database
-from app.storage.dispatch import release
 from app.storage.steering import request_cancel
 from tests.engine.conftest import WITHIN_SECONDS, Engine, Gates
 from tests.invariants import check
@@ -303,29 +301,6 @@ async def test_a_wait_longer_than_the_lease_gives_the_run_back_until_it_is_due(
     tried = [call["try_number"] for call in await rows_of(database, tables.calls, run_id) if call["seat"] == seat]
     assert tried[:2] == [1, 2]
     assert (await row_of(database, run_id))["takeovers"] == 0
-
-
-async def test_a_database_that_is_away_at_the_release_costs_no_more_than_the_rest_of_the_lease(
-    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failures = 0
-
-    async def fail_once(*given: Any, **how: Any) -> bool:
-        nonlocal failures
-        if not failures:
-            failures += 1
-            raise StorageUnavailable("away")
-        return await release(*given, **how)
-
-    monkeypatch.setattr("app.engine.driver.release", fail_once)
-    engine.model.begin(script({("executor", "a"): [waits(3_600), text("done")]}))
-    engine.worker()
-    run_id = await make_run(database, plan=ONE)
-    worker = engine.workers[0].worker
-    await engine.until_true(lambda: bool(failures) and not worker._drivers)
-    assert (await the_run(database, run_id)).error is None
-    await due_now(database, run_id)
-    assert (await engine.ended(run_id)).status == "succeeded"
 
 
 async def test_a_worker_does_not_take_its_own_runs_from_itself(engine: Engine, database: Database) -> None:

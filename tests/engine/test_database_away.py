@@ -1,0 +1,83 @@
+"""A worker whose database goes away keeps its runs and what it knows of them, and goes on when it is back."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.domain.errors import StorageUnavailable
+from app.engine import driver
+from app.storage.database import Database
+from tests.engine.conftest import WITHIN_SECONDS, Engine, Gates
+from tests.engine.troubled import ONE, PAIR, REFUSED, answer, is_asked
+from tests.invariants import check
+from tests.scripted_model import error, script
+from tests.stored import make_run, row_of
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.storage.faults._AWAY_SECONDS", 0.01)
+
+
+class Away:
+    """Stands before a function of storage as the driver knows it: it is away so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1) -> None:
+        self.times_left = times
+        self._do: Any = getattr(driver, name)
+        monkeypatch.setattr(driver, name, self)
+
+    async def __call__(self, *given: Any, **more: Any) -> Any:
+        if self.times_left:
+            self.times_left -= 1
+            raise StorageUnavailable("away")
+        return await self._do(*given, **more)
+
+
+async def test_a_run_that_cannot_be_loaded_is_loaded_later(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(monkeypatch, "load")
+    engine.worker()
+    run = await engine.ended(await make_run(database, plan=PAIR))
+    assert (run.status, away.times_left) == ("succeeded", 0)
+
+
+async def test_an_answer_that_cannot_be_read_costs_no_call_in_flight_and_no_outcome(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = Gates()
+    engine.model.begin(script({("executor", "a"): REFUSED, ("executor", "b"): gates}))
+    away = Away(monkeypatch, "bearing_reviews")
+    engine.worker()
+    run_id = await make_run(database, plan=PAIR, max_attempts=1, on_failure="review")
+    await engine.until(lambda run: run.open_reviews == 1, run_id)
+    await answer(database, run_id, "skip")
+    await engine.until(lambda run: not away.times_left, run_id)
+    gates.open("b")
+    await engine.ended(run_id)
+    assert len(engine.model.calls_for("0.b")) == 1
+    await check(database, run_id)
+
+
+async def test_a_run_that_cannot_be_parked_is_parked_later(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(monkeypatch, "flags_locked")
+    engine.worker()
+    run_id = await make_run(database, plan=PAIR, approval="plan")
+    await engine.until(is_asked, run_id)
+    assert away.times_left == 0
+
+
+async def test_a_run_that_cannot_be_given_back_is_given_back_later(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(monkeypatch, "release")
+    engine.model.begin(script({"executor": error(503, headers={"Retry-After": "3600"})}))
+    engine.worker()
+    run_id = await make_run(database, plan=ONE)
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while away.times_left or (await row_of(database, run_id))["lease_token"] is not None:
+            await database.ping()
