@@ -1,6 +1,7 @@
 """The ASGI application: the API, and by default a worker in the same process."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         working = asyncio.create_task(work(database, settings, services.draining, with_worker=with_worker))
         working.add_done_callback(_stop_service_if_broken)
+        app.state.is_drained = working.done
         yield
         services.draining.set()
         await working
@@ -40,4 +42,4 @@ def _stop_service_if_broken(working: asyncio.Task[None]) -> None:
     """A service whose worker has died would take goals and never run them: stop, so that it is started again."""
     if not working.cancelled() and (error := working.exception()) is not None:
         log.critical("worker broke, stopping", exc_info=error)
-        signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # to the process: a thread may be waiting for it

@@ -136,6 +136,10 @@ class ServiceProcess:
         """SIGTERM; returns the exit status. TimeoutError if it is still there after 30 seconds."""
         return await self._end(signal.SIGTERM)
 
+    async def interrupt(self) -> int:
+        """SIGINT, as from Ctrl-C; the same."""
+        return await self._end(signal.SIGINT)
+
     def stop(self) -> None:
         """SIGSTOP: it stands still until `cont`."""
         os.kill(self.pid, signal.SIGSTOP)

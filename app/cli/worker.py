@@ -1,38 +1,34 @@
 """`planwave worker`: drives runs until a signal, then drains."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable
 
 import typer
 
 from app.bootstrap import run_worker
 from app.cli import database
+from app.cli.collector import settle
 from app.cli.configuration import answering_model, configure_logs, load_settings
+from app.cli.signals import Signals
 from app.settings import Settings
 
 
 def work() -> None:
     """Work until SIGTERM or SIGINT; a second signal leaves at once, and what was in flight is taken over later."""
+    signals = Signals()
     settings = load_settings()
     configure_logs(settings)
     database.prepare(settings)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_until_signalled(settings))
+        runner.run(_until_signalled(settings, signals))
     typer.echo("The worker has drained.")
 
 
-async def _until_signalled(settings: Settings) -> None:
+async def _until_signalled(settings: Settings, signals: Signals) -> None:
     stop = asyncio.Event()
-
-    def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    loop = asyncio.get_running_loop()
+    signals.drain_on_first(lambda: loop.call_soon_threadsafe(stop.set), grace_seconds=settings.drain_seconds)
+    settle()
     typer.echo(f"The worker looks for runs. Answers come from: {answering_model(settings)}.")
     await run_worker(settings, stop)
 

@@ -18,7 +18,7 @@ from app.storage.database import make_sync_engine, parse_url
 
 _WAL_TRIES = 100
 _WAL_PAUSE_SECONDS = 0.1
-_LOCK = 7_526_274_963  # any number that nobody else takes: one migration at a time on PostgreSQL
+LOCK = 7_526_274_963  # any number that nobody else takes: one migration at a time on PostgreSQL
 
 
 def upgrade(url: str, revision: str = "head") -> None:
@@ -56,7 +56,7 @@ def locked(connection: sa.Connection) -> Iterator[None]:
     """Keep other migrations away until the block's transaction ends; SQLite's BEGIN IMMEDIATE does so by itself."""
     with connection.begin():
         if connection.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         yield
 
 

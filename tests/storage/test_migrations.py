@@ -14,15 +14,17 @@ from app.domain.errors import StorageUnavailable
 from app.storage import migrate
 from app.storage.database import make_sync_engine, parse_url
 from app.storage.tables import metadata
+from tests.databases import KINDS, Databases
 from tests.service_process import environment
+from tests.sizes import sizes
 
 MIGRATE_WHEN_TOLD = """
 import sys
 from app.storage import migrate
 print("ready", flush=True)
-sys.stdin.readline()
-migrate.upgrade(sys.argv[1])
-assert migrate.is_current(sys.argv[1])
+for line in sys.stdin:
+    migrate.upgrade(line.strip())
+    print(migrate.is_current(line.strip()), flush=True)
 """
 
 
@@ -107,26 +109,36 @@ def test_a_database_that_cannot_be_reached_is_named_so(tmp_path: Path) -> None:
             migrate.is_current(url)
 
 
-def test_two_processes_that_migrate_at_once_both_succeed(empty_database_url: str) -> None:
-    command = [sys.executable, "-c", MIGRATE_WHEN_TOLD, empty_database_url]
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("databases_in_turn", sizes(3, 30))
+def test_two_processes_that_migrate_at_once_both_succeed(
+    databases: Databases, kind: str, databases_in_turn: int
+) -> None:
     processes = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", MIGRATE_WHEN_TOLD],
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            bufsize=1,
         )
         for _ in range(2)
     ]
+    said = []
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    for _ in range(databases_in_turn):
+        with databases.fresh(kind, migrated=False) as url:
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write(f"{url}\n")
+            for process in processes:
+                assert process.stdout is not None
+                said.append(process.stdout.readline())
+            assert differences(url) == []
     ended = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors for _, errors in ended]
-    assert differences(empty_database_url) == []
+    assert said == ["True\n"] * 2 * databases_in_turn
