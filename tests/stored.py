@@ -67,7 +67,7 @@ async def make_run(
     """A queued run, of a goal of its own unless `goal_id` says otherwise; `options` differ from `OPTIONS`."""
     goal_id = goal_id or await make_goal(database)
     async with database.write() as connection:
-        run_id = await create_run(
+        run = await create_run(
             connection,
             T,
             goal_id,
@@ -78,6 +78,7 @@ async def make_run(
             model="scripted",
             plan=None if plan is None else new_plan(plan),
         )
+        run_id = run.id
         if announced:
             await database.announce(connection, run_id)
     if priority:

@@ -3,8 +3,8 @@
 import re
 from typing import Annotated
 
-from fastapi import Depends, Header
-from pydantic import WithJsonSchema
+from fastapi import Header
+from pydantic import BeforeValidator, WithJsonSchema
 
 MAX_WAIT_SECONDS = 60
 RETRY_AFTER_SECONDS = "1"
@@ -22,20 +22,22 @@ IfNoneMatch = Annotated[
 ]
 
 
-async def _wait_seconds(
-    prefer: Annotated[
-        OptionalText,
-        Header(
-            description=f"`wait=N` waits up to N seconds, at most {MAX_WAIT_SECONDS} (RFC 7240).", examples=["wait=20"]
-        ),
-    ] = None,
-) -> int | None:
-    """The seconds to wait, or None without such a preference; one that makes no sense is ignored, as RFC 7240 says."""
-    found = _WAIT.search(prefer or "")
+def _wait_seconds(prefer: str) -> int | None:
+    found = _WAIT.search(prefer)
     return None if found is None else min(int(found[1]), MAX_WAIT_SECONDS)
 
 
-Wait = Annotated[int | None, Depends(_wait_seconds)]
+Wait = Annotated[
+    int | None,
+    BeforeValidator(_wait_seconds),
+    WithJsonSchema({"type": "string"}),
+    Header(
+        alias="Prefer",
+        description=f"`wait=N` waits up to N seconds, at most {MAX_WAIT_SECONDS} (RFC 7240).",
+        examples=["wait=20"],
+    ),
+]
+"""The seconds to wait, or None without such a preference; one that makes no sense is ignored, as RFC 7240 says."""
 
 
 def etag_of(version: int, *, with_tasks: bool) -> str:

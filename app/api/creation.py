@@ -15,11 +15,11 @@ from starlette.responses import Response
 from app.api.conditions import RETRY_AFTER_SECONDS
 from app.api.problems import Fault, Refused
 from app.api.runs import is_finished, no_such_run, until
-from app.api.schemas.answers import Run
 from app.api.services import Services
-from app.api.showing import run_of
-from app.domain.ids import RunId, TenantId
+from app.api.showing import answer_shown, run_of
+from app.domain.ids import TenantId
 from app.domain.status import FINISHED
+from app.storage.faults import tried_again
 from app.storage.idempotency import KeyBusy, KeyTaken, find_key, keep_key
 from app.storage.records import RunRecord
 from app.storage.runs import get_run
@@ -58,8 +58,9 @@ def key_of(header: str | None, route: str, sent: dict[str, Any]) -> Key | None:
     return Key(route=route, key=header, request_hash=hashlib.sha256(canonical).hexdigest())
 
 
+@tried_again
 async def make_once(
-    services: Services, tenant: TenantId, key: Key | None, make: Callable[[AsyncConnection], Awaitable[RunId]]
+    services: Services, tenant: TenantId, key: Key | None, make: Callable[[AsyncConnection], Awaitable[RunRecord]]
 ) -> tuple[RunRecord, bool]:
     """Have `make` write a run in one transaction with its key; the run, and whether an earlier request had made it."""
     for _ in range(2):  # who loses the race for a key finds it bound the second time
@@ -69,7 +70,7 @@ async def make_once(
                     earlier = await _made_earlier(connection, tenant, key)
                     if earlier is not None:
                         return earlier, True
-                run_id = await make(connection)
+                run = await make(connection)
                 if key is not None:
                     await keep_key(
                         connection,
@@ -77,10 +78,10 @@ async def make_once(
                         route=key.route,
                         key=key.key,
                         request_hash=key.request_hash,
-                        run_id=run_id,
+                        run_id=run.id,
                     )
-                await services.database.announce(connection, run_id)
-                return await _required(connection, tenant, run_id), False
+                await services.database.announce(connection, run.id)
+                return run, False
         except KeyTaken:
             continue
         except KeyBusy:
@@ -90,29 +91,25 @@ async def make_once(
 
 
 async def answer_made(
-    request: Request,
-    response: Response,
-    services: Services,
-    run: RunRecord,
-    *,
-    replayed: bool,
-    wait: int | None,
-) -> Run:
+    request: Request, services: Services, run: RunRecord, *, replayed: bool, wait: int | None
+) -> Response:
     """202 with the run, or 200 when the client waits and it finishes in time."""
     if wait and run.status not in FINISHED:
         await until(services, request, run.tenant_id, run.id, is_finished, seconds=wait)
         async with services.database.read() as connection:
-            run = await _required(connection, run.tenant_id, run.id)
-    response.headers["Location"] = f"/runs/{run.id}"
+            now = await get_run(connection, run.tenant_id, run.id, with_context=False)
+        if now is None:
+            raise no_such_run()
+        run = now
+    headers = {"Location": f"/runs/{run.id}"}
     if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
+        headers["Idempotency-Replayed"] = "true"
     if wait is not None:
-        response.headers["Preference-Applied"] = f"wait={wait}"
-    if run.status not in FINISHED:
-        response.headers["Retry-After"] = RETRY_AFTER_SECONDS
-    elif wait is not None:
-        response.status_code = 200
-    return run_of(run)
+        headers["Preference-Applied"] = f"wait={wait}"
+    finished = run.status in FINISHED
+    if not finished:
+        headers["Retry-After"] = RETRY_AFTER_SECONDS
+    return answer_shown(run_of(run), 200 if finished and wait is not None else 202, headers)
 
 
 async def _made_earlier(connection: AsyncConnection, tenant: TenantId, key: Key) -> RunRecord | None:
@@ -124,14 +121,7 @@ async def _made_earlier(connection: AsyncConnection, tenant: TenantId, key: Key)
         message = "This Idempotency-Key was used with another body; take a new key."
         fault = Fault(code="idempotency_key_reused", message=message, header="Idempotency-Key")
         raise Refused("idempotency_key_reused", message, errors=[fault])
-    run = await get_run(connection, tenant, run_id)
+    run = await get_run(connection, tenant, run_id, with_context=False)
     if run is None:
         raise Refused("run_deleted", "The run made with this Idempotency-Key was deleted; take a new key.")
-    return run
-
-
-async def _required(connection: AsyncConnection, tenant: TenantId, run_id: RunId) -> RunRecord:
-    run = await get_run(connection, tenant, run_id)
-    if run is None:
-        raise no_such_run()
     return run

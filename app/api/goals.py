@@ -23,9 +23,10 @@ from app.api.showing import goal_of
 from app.api.terms import check_terms, taken_over
 from app.api.unbuilt import refuse_unbuilt
 from app.domain.generation import NewPlan
-from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
+from app.domain.ids import GoalId, TenantId, parse_uuid
 from app.domain.status import Mode, Seat
 from app.storage.goals import create_goal, get_goal, list_goals
+from app.storage.records import RunRecord
 from app.storage.runs import create_run, get_run
 
 router = APIRouter(tags=["goals"])
@@ -72,13 +73,14 @@ GoalOfPath = Annotated[GoalId, Depends(_goal_of_path)]
     "/goals",
     operation_id="createGoal",
     summary="Ask for something",
+    response_model=Run,
     status_code=202,
     responses={**_MADE, **problems(*_BODY_PROBLEMS, "context_too_large")},
     openapi_extra=body(NewGoal, {"goal": examples.NEW_GOAL, "own plan": examples.NEW_GOAL_WITH_PLAN}),
 )
 async def create_new_goal(
-    *, request: Request, response: Response, services: Wired, tenant: Tenant, wait: Wait, key: KeyHeader = None
-) -> Run:
+    *, request: Request, services: Wired, tenant: Tenant, wait: Wait = None, key: KeyHeader = None
+) -> Response:
     """Stores the goal and its first run, which goes on by itself: poll it, or send `Prefer: wait=N`.
 
     With an `Idempotency-Key` a repeated request makes nothing new and answers with the run in its current state.
@@ -90,7 +92,7 @@ async def create_new_goal(
     options = goal.options.model_dump()
     plan = None if goal.plan is None else new_plan(goal.plan)
 
-    async def make(connection: AsyncConnection) -> RunId:
+    async def make(connection: AsyncConnection) -> RunRecord:
         goal_id = await create_goal(connection, tenant, goal=goal.goal, context=goal.context, metadata=goal.metadata)
         return await create_run(
             connection,
@@ -105,7 +107,7 @@ async def create_new_goal(
         )
 
     run, replayed = await make_once(services, tenant, key_of(key, "createGoal", sent), make)
-    return await answer_made(request, response, services, run, replayed=replayed, wait=wait)
+    return await answer_made(request, services, run, replayed=replayed, wait=wait)
 
 
 @router.get(
@@ -146,6 +148,7 @@ async def get_one_goal(services: Wired, tenant: Tenant, goal_id: GoalOfPath) -> 
     "/goals/{goal_id}/runs",
     operation_id="rerunGoal",
     summary="Run a goal again",
+    response_model=Run,
     status_code=202,
     responses={**_MADE, **problems("goal_not_found", *_BODY_PROBLEMS)},
     openapi_extra=body(NewRun, {"nothing changed": {}, "fewer at once": examples.NEW_RUN}, required=False),
@@ -153,13 +156,12 @@ async def get_one_goal(services: Wired, tenant: Tenant, goal_id: GoalOfPath) -> 
 async def run_goal_again(
     *,
     request: Request,
-    response: Response,
     services: Wired,
     tenant: Tenant,
     goal_id: GoalOfPath,
-    wait: Wait,
+    wait: Wait = None,
     key: KeyHeader = None,
-) -> Run:
+) -> Response:
     """A fresh run of the goal, as its newest run was: nothing of earlier runs' work is reused.
 
     `options` and `budget` given here replace that run's one by one, `metadata` replaces all of it. If a client drew
@@ -171,7 +173,7 @@ async def run_goal_again(
     refuse_unbuilt(wanted)
     plan = None if wanted.plan is None else new_plan(wanted.plan)
 
-    async def make(connection: AsyncConnection) -> RunId:
+    async def make(connection: AsyncConnection) -> RunRecord:
         before = await _earlier(connection, tenant, goal_id)
         options, budget = taken_over(before.options, before.budget, wanted)
         check_terms(options, budget, services.settings)
@@ -190,7 +192,7 @@ async def run_goal_again(
         )
 
     run, replayed = await make_once(services, tenant, key_of(key, f"rerunGoal:{goal_id}", sent), make)
-    return await answer_made(request, response, services, run, replayed=replayed, wait=wait)
+    return await answer_made(request, services, run, replayed=replayed, wait=wait)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +210,7 @@ async def _earlier(connection: AsyncConnection, tenant: TenantId, goal_id: GoalI
     goal = await get_goal(connection, tenant, goal_id)
     if goal is None:
         raise _no_such_goal()
-    newest = await get_run(connection, tenant, goal.run_ids[-1]) if goal.run_ids else None
+    newest = await get_run(connection, tenant, goal.run_ids[-1], with_context=False) if goal.run_ids else None
     if newest is None:
         return _Earlier(options={}, budget={}, metadata=goal.metadata, plan=None)
     return _Earlier(

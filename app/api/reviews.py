@@ -26,11 +26,12 @@ from app.api.schemas.requests import (
     ReviewAnswer,
     SupplyingAnswer,
 )
-from app.api.services import Tenant, Wired
+from app.api.services import Services, Tenant, Wired
 from app.api.showing import review_of
 from app.api.unbuilt import refuse_unbuilt
 from app.domain.ids import RunId, TaskKey, TenantId, parse_uuid
 from app.domain.status import FINISHED, StopRequest, TaskStatus
+from app.storage.faults import tried_again
 from app.storage.plans import get_plan
 from app.storage.records import ReviewRecord, RunRecord
 from app.storage.reviews import answer_review, get_review, list_reviews
@@ -121,6 +122,13 @@ async def answer_review_of_run(
     """The first answer counts. A run that waited for it goes on by itself; a paused one once it is resumed."""
     given = parse(ReviewAnswer, await read_object(request)).root
     refuse_unbuilt(given)
+    return review_of(await _answer(services, tenant, run_id, review_id, given))
+
+
+@tried_again
+async def _answer(
+    services: Services, tenant: TenantId, run_id: RunId, review_id: UUID, given: AnyAnswer
+) -> ReviewRecord:
     async with services.database.write() as connection:
         run = await lock_run(connection, tenant, run_id)
         if run is None:
@@ -133,7 +141,7 @@ async def answer_review_of_run(
             raise Refused("not_allowed", message, errors=[fault])
         await answer_review(connection, run, review, await _stored(connection, run, review, given))
         await services.database.announce(connection, run_id)
-        return review_of(await _required(connection, tenant, run_id, review_id))
+        return await _required(connection, tenant, run_id, review_id)
 
 
 async def _required(connection: AsyncConnection, tenant: TenantId, run_id: RunId, review_id: UUID) -> ReviewRecord:

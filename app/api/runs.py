@@ -1,12 +1,13 @@
 """Routes on runs: read, listed, deleted."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BeforeValidator, WithJsonSchema
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
@@ -17,10 +18,11 @@ from app.api.pages import Paging
 from app.api.problems import Fault, Refused
 from app.api.schemas.answers import Run, RunPage, RunWithTasks
 from app.api.services import Services, Tenant, Wired
-from app.api.showing import allowed_actions, run_of, run_with_tasks_of
+from app.api.showing import allowed_actions, answer_shown, run_of, run_with_tasks_of
 from app.domain.ids import GoalId, RunId, TenantId, parse_uuid
 from app.domain.status import FINISHED, RunStatus
 from app.domain.text import is_storable
+from app.storage.faults import tried_again
 from app.storage.plans import get_plan
 from app.storage.records import RunRecord, TaskRecord
 from app.storage.runs import RunFilter, delete_run, get_run, get_version, list_runs
@@ -42,16 +44,20 @@ _METADATA_PARAMETER: dict[str, Any] = {
 }
 
 
-async def _run_of_path(
-    run_id: Annotated[str, Path(json_schema_extra={"format": "uuid"}, examples=[examples.RUN_ID])],
-) -> RunId:
-    parsed = parse_uuid(run_id)
+def _run_of_path(text: str) -> RunId:
+    parsed = parse_uuid(text)
     if parsed is None:
         raise no_such_run()
     return RunId(parsed)
 
 
-RunOfPath = Annotated[RunId, Depends(_run_of_path)]
+# Checked by a validator: a dependency of its own costs a request several times as much.
+RunOfPath = Annotated[
+    RunId,
+    BeforeValidator(_run_of_path),
+    WithJsonSchema({"type": "string", "format": "uuid", "examples": [examples.RUN_ID]}),
+    Path(),
+]
 
 
 class Include(StrEnum):
@@ -114,7 +120,7 @@ async def list_all_runs(
     services: Wired,
     tenant: Tenant,
     paging: Paging,
-    status: Annotated[list[RunStatus], Query(default_factory=list, description="Only these; may be repeated.")],
+    status: Annotated[Sequence[RunStatus], Query(description="Only these; may be repeated.")] = (),
     goal_id: Annotated[OptionalId, Query(description="Only of this goal.")] = None,
     created_after: Annotated[OptionalTime, Query(description="Only later ones.")] = None,
     created_before: Annotated[OptionalTime, Query(description="Only earlier ones.")] = None,
@@ -152,17 +158,15 @@ async def list_all_runs(
 async def get_one_run(
     *,
     request: Request,
-    response: Response,
     services: Wired,
     tenant: Tenant,
     run_id: RunOfPath,
-    wait: Wait,
+    wait: Wait = None,
     if_none_match: IfNoneMatch = None,
     include: Annotated[
-        list[Include],
-        Query(default_factory=list, description="`tasks`: the newest generation and what it carries, at most 500."),
-    ],
-) -> RunWithTasks | Run | Response:
+        Sequence[Include], Query(description="`tasks`: the newest generation and what it carries, at most 500.")
+    ] = (),
+) -> Response:
     """Made for polling: with `If-None-Match` an unchanged run costs one small read.
 
     `Prefer: wait=N` waits until the run is finished or, with `If-None-Match`, until its version differs from that.
@@ -181,12 +185,13 @@ async def get_one_run(
         if if_none_match is not None and not differs(version, status):
             return Response(status_code=304, headers=_polling_headers(version, status, wait, with_tasks=with_tasks))
     async with services.database.read() as connection:
-        run = await get_run(connection, tenant, run_id)
+        run = await get_run(connection, tenant, run_id, with_context=False)
         if run is None:
             raise no_such_run()
         tasks = await _newest_tasks(connection, run) if with_tasks else []
-    response.headers.update(_polling_headers(run.version, run.status, wait, with_tasks=with_tasks))
-    return run_with_tasks_of(run, tasks, most=_MAX_TASKS_SHOWN) if with_tasks else run_of(run)
+    shown = run_with_tasks_of(run, tasks, most=_MAX_TASKS_SHOWN) if with_tasks else run_of(run)
+    headers = _polling_headers(run.version, run.status, wait, with_tasks=with_tasks)
+    return answer_shown(shown, headers=headers)
 
 
 @router.delete(
@@ -197,6 +202,7 @@ async def get_one_run(
     response_description="The run is gone, with all that it held; its goal stays.",
     responses=problems("run_not_found", "run_not_finished"),
 )
+@tried_again
 async def delete_one_run(services: Wired, tenant: Tenant, run_id: RunOfPath) -> None:
     """Cancel a run first that is not finished."""
     async with services.database.write() as connection:

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from starlette.responses import Response
+
 from app.api.schemas.answers import (
+    Answer,
     Attempt,
     AttemptError,
     Event,
@@ -30,6 +33,11 @@ from app.storage.records import (
 )
 
 _NANO = 1_000_000_000
+
+
+def answer_shown(body: Answer, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer with this body. From a model the framework would make it too, after validating the model again."""
+    return Response(body.model_dump_json(), status, headers, media_type="application/json")
 
 
 def goal_of(record: GoalRecord) -> Goal:

@@ -21,6 +21,7 @@ from app.api.unbuilt import refuse_unbuilt
 from app.domain.budget import Budget
 from app.domain.ids import RunId, TenantId
 from app.domain.status import FINISHED, RunStatus, Seat, StopRequest
+from app.storage.faults import tried_again
 from app.storage.records import RunRecord
 from app.storage.runs import lock_run
 from app.storage.steering import Steered, request_cancel, request_pause, request_resume, retry_run
@@ -121,6 +122,11 @@ async def retry_one_run(*, request: Request, services: Wired, tenant: Tenant, ru
     """
     wanted = parse(RunRetry, await read_object(request, optional=True))
     refuse_unbuilt(wanted)
+    return run_of(await _retry(services, tenant, run_id, wanted))
+
+
+@tried_again
+async def _retry(services: Services, tenant: TenantId, run_id: RunId, wanted: RunRetry) -> RunRecord:
     async with services.database.write() as connection:
         run = await lock_run(connection, tenant, run_id)
         if run is None:
@@ -139,9 +145,10 @@ async def retry_one_run(*, request: Request, services: Wired, tenant: Tenant, ru
             model=services.settings.model_for(Seat.EXECUTOR, chosen),
         )
         await services.database.announce(connection, run_id)
-    return run_of(run)
+    return run
 
 
+@tried_again
 async def _steer(
     services: Services,
     tenant: TenantId,

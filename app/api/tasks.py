@@ -1,5 +1,6 @@
 """Routes on tasks."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -38,7 +39,7 @@ async def list_tasks_of_run(
     run_id: RunOfPath,
     paging: Paging,
     generation: Annotated[OptionalNumber, Query(description="Only tasks that this generation added.")] = None,
-    status: Annotated[list[TaskStatus], Query(default_factory=list, description="Only these; may be repeated.")],
+    status: Annotated[Sequence[TaskStatus], Query(description="Only these; may be repeated.")] = (),
 ) -> TaskPage:
     """`attempts` is null here: ask for a task by its key to see them."""
     kind = f"tasks {run_id}"

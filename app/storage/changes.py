@@ -373,7 +373,6 @@ def _of(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
 
 
 _IS_OPEN = reviews.c.answered_at.is_(None) & reviews.c.closed_at.is_(None)
-_OPEN_REVIEWS = sa.select(sa.func.count()).select_from(reviews).where(_of(reviews), _IS_OPEN)
 _COUNT_REVIEWS = (
     sa.update(runs)
     .where(runs.c.tenant_id == sa.bindparam("b_tenant_id"), runs.c.id == sa.bindparam("b_run_id"))

@@ -18,7 +18,7 @@ async def create_goal(
     """Store what was asked."""
     goal_id = GoalId(new_id())
     values = {"tenant_id": tenant_id, "id": goal_id, "goal": goal, "context": context, "metadata": metadata}
-    await connection.execute(sa.insert(goals).values(**values, created_at=now_ms()))
+    await connection.execute(_INSERT, values)
     return goal_id
 
 
@@ -60,3 +60,6 @@ async def list_goals(
         )
         for row in rows
     ]
+
+
+_INSERT = sa.insert(goals).values(created_at=now_ms())

@@ -1,7 +1,7 @@
 """Runs: made, read, listed, ended and deleted."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,37 +49,36 @@ async def create_run(
     metadata: Mapping[str, str],
     model: str,
     plan: NewPlan | None = None,
-) -> RunId:
-    """Store a queued run, due at once, with the client's plan where there is one."""
+) -> RunRecord:
+    """Store a queued run, due at once, with the client's plan where there is one. The run, without its context."""
     run_id = RunId(new_id())
-    now: int = (await connection.execute(sa.select(now_ms()))).scalar_one()
     new: list[NewEvent] = [("run.queued", None, {"goal_id": str(goal_id)})]
     if plan is not None:
         new.append(("plan.created", None, plan_created(plan)))
-    await connection.execute(
-        sa.insert(runs).values(
-            tenant_id=tenant_id,
-            id=run_id,
-            goal_id=goal_id,
-            mode=mode,
-            status=RunStatus.QUEUED,
-            generation=None if plan is None else plan.generation,
-            options=options,
-            budget=budget,
-            metadata=metadata,
-            model=model,
-            progress=count_by_status([TaskStatus.PENDING] * (0 if plan is None else len(plan.tasks))),
-            event_seq=len(new),
-            created_at=now,
-            ready_at=now,
-        )
+    stored = await connection.execute(
+        _INSERT_RUN,
+        {
+            "tenant_id": tenant_id,
+            "id": run_id,
+            "goal_id": goal_id,
+            "mode": mode,
+            "status": RunStatus.QUEUED,
+            "generation": None if plan is None else plan.generation,
+            "options": options,
+            "budget": budget,
+            "metadata": metadata,
+            "model": model,
+            "progress": count_by_status([TaskStatus.PENDING] * (0 if plan is None else len(plan.tasks))),
+            "event_seq": len(new),
+        },
     )
+    run = _record(stored.one())
     rows = Rows()
     if plan is not None:
-        rows.add_plan(tenant_id, run_id, plan, now)
-    rows.add_events(tenant_id, run_id, new, last=len(new), now=now)
+        rows.add_plan(tenant_id, run_id, plan, run.created_at)
+    rows.add_events(tenant_id, run_id, new, last=len(new), now=run.created_at)
     await connection.run_sync(rows.write)
-    return run_id
+    return run
 
 
 def plan_created(plan: NewPlan) -> dict[str, Any]:
@@ -90,9 +89,12 @@ def plan_created(plan: NewPlan) -> dict[str, Any]:
     return data
 
 
-async def get_run(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
-    """The run, or None when the tenant has no such run."""
-    found = (await connection.execute(_SELECT_ONE, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
+async def get_run(
+    connection: AsyncConnection, tenant_id: TenantId, run_id: RunId, *, with_context: bool = True
+) -> RunRecord | None:
+    """The run, or None when the tenant has no such run. Its context, which may be large, is None unless asked for."""
+    query = _SELECT_ONE if with_context else _SELECT_SHOWN
+    found = (await connection.execute(query, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
     return None if found is None else _record(found)
 
 
@@ -117,7 +119,7 @@ async def list_runs(
     before: RunId | None = None,
     where: RunFilter | None = None,
 ) -> list[RunRecord]:
-    """Runs, newest first; those older than `before` where it is given."""
+    """Runs, newest first, without their contexts; those older than `before` where it is given."""
     query = _SELECT_RUN.where(runs.c.tenant_id == tenant_id).order_by(runs.c.id.desc()).limit(limit)
     if before is not None:
         query = query.where(runs.c.id < before)
@@ -168,14 +170,21 @@ async def delete_run(connection: AsyncConnection, tenant_id: TenantId, run_id: R
     return run
 
 
-_SELECT_RUN = sa.select(
-    runs,
-    goals.c.goal,
-    goals.c.context,
-    (runs.c.lease_token.is_not(None) & (runs.c.ready_at > now_ms())).label("held"),
-).join(goals, (goals.c.tenant_id == runs.c.tenant_id) & (goals.c.id == runs.c.goal_id))
+# What a `RunRecord` holds and no more: each column of a result costs, and a run is polled.
+_OF_RUN: list[Any] = [runs.c[field.name] for field in fields(RunRecord) if field.name in runs.c]
+_OF_GOAL = (goals.c.tenant_id == runs.c.tenant_id) & (goals.c.id == runs.c.goal_id)
+_HELD = (runs.c.lease_token.is_not(None) & (runs.c.ready_at > now_ms())).label("held")
+# In its own words: SQLAlchemy names no table in RETURNING.
+_ITS_GOAL = sa.literal_column(
+    "(SELECT goals.goal FROM goals WHERE goals.tenant_id = runs.tenant_id AND goals.id = runs.goal_id)", sa.Text
+)
+_INSERT_RUN = (
+    sa.insert(runs).values(created_at=now_ms(), ready_at=now_ms()).returning(*_OF_RUN, _ITS_GOAL.label("goal"), _HELD)
+)
+_SELECT_RUN = sa.select(*_OF_RUN, goals.c.goal, _HELD).join(goals, _OF_GOAL)
 _THIS_RUN = (runs.c.tenant_id == sa.bindparam("tenant_id")) & (runs.c.id == sa.bindparam("run_id"))
-_SELECT_ONE = _SELECT_RUN.where(_THIS_RUN)
+_SELECT_SHOWN = _SELECT_RUN.where(_THIS_RUN)
+_SELECT_ONE = _SELECT_SHOWN.add_columns(goals.c.context)
 _SELECT_VERSION = sa.select(runs.c.version, runs.c.status).where(_THIS_RUN)
 
 
@@ -201,13 +210,13 @@ def _conditions(where: RunFilter, dialect: str) -> list[sa.ColumnElement[bool]]:
     return found
 
 
-def _record(row: sa.Row[Any]) -> RunRecord:
+def _record(row: Any) -> RunRecord:
     return RunRecord(
         tenant_id=row.tenant_id,
         id=row.id,
         goal_id=row.goal_id,
         goal=row.goal,
-        context=row.context,
+        context=getattr(row, "context", None),
         mode=Mode(row.mode),
         status=RunStatus(row.status),
         stop_requested=None if row.stop_requested is None else StopRequest(row.stop_requested),

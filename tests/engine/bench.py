@@ -234,7 +234,7 @@ class Bench:
         ]
         goal_id = await make_goal(self._client)
         async with self._client.write() as connection:
-            run_id = await create_run(
+            run = await create_run(
                 connection,
                 T,
                 goal_id,
@@ -245,6 +245,7 @@ class Bench:
                 model="scripted",
                 plan=None if tasks is None else first_plan(planned, PlanReason.CLIENT),
             )
+            run_id = run.id
         self.runs[run_id] = Known()
         return run_id
 

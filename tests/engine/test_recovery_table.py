@@ -306,7 +306,7 @@ async def begin(database: Database, plan: Plan, failing: Sequence[str], strategy
     on_failure = "auto" if strategy == "not critical" else strategy.partition(" -> ")[0]
     goal_id = await make_goal(database)
     async with database.write() as connection:
-        return await create_run(
+        run = await create_run(
             connection,
             T,
             goal_id,
@@ -317,6 +317,7 @@ async def begin(database: Database, plan: Plan, failing: Sequence[str], strategy
             model="scripted",
             plan=first_plan(planned, PlanReason.CLIENT),
         )
+        return run.id
 
 
 async def answer_all(database: Database, run_id: RunId, decision: str) -> None:
