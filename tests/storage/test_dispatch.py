@@ -1,25 +1,23 @@
-"""The lease: who may drive a run, from claim to release, and the fence that keeps everybody else out."""
+"""The lease: who may drive a run, from claim to release."""
 
-import asyncio
-import json
-import subprocess
-import sys
-from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
-from app.domain.ids import RunId
+from app.domain.ids import RunId, TenantId
 from app.domain.status import CLAIMABLE, CallStatus, RunStatus, Seat, StopRequest
-from app.storage import tables
-from app.storage.database import Database, now_ms
-from app.storage.dispatch import Flags, Lease, claim, flags, release, renew
-from tests.service_process import environment
+from app.storage import dispatch
+from app.storage.database import Database
+from app.storage.dispatch import Flags, Lease, claim, flags, flags_locked, release
+from tests.storage.leases import make_runs, now, released, renewed
+from tests.storage.twins import ANOTHER, all_of, make_twin, set_twin
 from tests.stored import (
     MINUTE_MS,
+    T,
     changes_of,
     claim_due,
     claim_one,
@@ -27,7 +25,6 @@ from tests.stored import (
     make_goal,
     make_run,
     row_of,
-    rows_of,
     set_run,
     the_run,
     write_changes,
@@ -35,123 +32,8 @@ from tests.stored import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CLAIM_UNTIL_NOTHING_IS_DUE = """
-import asyncio, json, sys
-from app.storage.database import Database
-from app.storage.dispatch import claim
-
-async def main():
-    database = Database(sys.argv[1])
-    await database.ping()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    runs, leases = [], True
-    while leases:
-        async with database.write() as connection:
-            leases = await claim(connection, owner="process", limit=3, lease_ms=60_000)
-        runs += [str(lease.run_id) for lease in leases]
-    await database.close()
-    print(json.dumps(runs), flush=True)
-
-asyncio.run(main())
-"""
-
-
-async def now(database: Database) -> int:
-    async with database.read() as connection:
-        return int((await connection.execute(sa.select(now_ms()))).scalar_one())
-
-
-async def make_runs(database: Database, count: int) -> list[RunId]:
-    goal_id = await make_goal(database)
-    return [await make_run(database, goal_id=goal_id) for _ in range(count)]
-
-
-async def claim_all(database: Database, *, limit: int) -> list[Lease]:
-    """As a worker that takes so many at a time, until nothing is due."""
-    leases: list[Lease] = []
-    while taken := await claim_due(database, limit=limit):
-        leases += taken
-    return leases
-
-
-async def renewed(database: Database, *leases: Lease) -> dict[RunId, StopRequest | None]:
-    async with database.write() as connection:
-        return await renew(connection, leases, lease_ms=MINUTE_MS)
-
-
-async def released(database: Database, lease: Lease, *, ready_in_ms: int = 0) -> bool:
-    async with database.write() as connection:
-        return await release(connection, lease, ready_in_ms=ready_in_ms)
-
 
 # --- claim
-
-
-async def test_each_run_is_claimed_once_however_many_claim_at_once(database: Database, database_url: str) -> None:
-    runs = await make_runs(database, 30)
-    other = Database(database_url)
-    claimed = await asyncio.gather(*(claim_all(where, limit=4) for where in (database, other) * 3))
-    await other.close()
-    assert Counter(lease.run_id for leases in claimed for lease in leases) == Counter(runs)
-
-
-async def test_each_run_is_claimed_once_by_several_processes(database: Database, database_url: str) -> None:
-    runs = await make_runs(database, 30)
-    command = [sys.executable, "-c", CLAIM_UNTIL_NOTHING_IS_DUE, database_url]
-    pipe = subprocess.PIPE
-    processes = [
-        await asyncio.create_subprocess_exec(*command, env=environment(), stdin=pipe, stdout=pipe) for _ in range(3)
-    ]
-    async with asyncio.timeout(60):
-        for process in processes:
-            assert process.stdout is not None
-            assert await process.stdout.readline() == b"ready\n"
-        ended = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
-    claimed = [run_id for output, _ in ended for run_id in json.loads(output)]
-    assert Counter(claimed) == Counter(str(run_id) for run_id in runs)
-
-
-async def test_without_skip_locked_each_run_is_still_claimed_once(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sa.Select, "with_for_update", lambda query, **how: query)
-    runs = await make_runs(database, 12)
-    meet = asyncio.Barrier(6)
-
-    async def claim_together() -> list[Lease]:
-        leases: list[Lease] = []
-        for _ in range(4):
-            await meet.wait()
-            leases += await claim_due(database, limit=3)
-        return leases
-
-    claimed = await asyncio.gather(*(claim_together() for _ in range(6)))
-    assert Counter(lease.run_id for leases in claimed for lease in leases) == Counter(runs)
-
-
-async def test_a_claim_that_waited_for_another_takes_nothing_of_what_that_one_took(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The compare-and-set by itself: both have picked the run before either has it."""
-    monkeypatch.setattr(sa.Select, "with_for_update", lambda query, **how: query)
-    await make_run(database)
-    async with database.write() as first:
-        (lease,) = await claim(first, owner="first", limit=1, lease_ms=MINUTE_MS)
-        second = asyncio.create_task(claim_due(database))
-        if not database.is_sqlite:
-            await waits_for_a_lock(database)
-    assert await second == []
-    assert (await row_of(database, lease.run_id))["lease_owner"] == "first"
-
-
-async def waits_for_a_lock(database: Database) -> None:
-    query = sa.text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with asyncio.timeout(30), database.read() as connection:
-        while (await connection.execute(query)).scalar_one() == 0:
-            pass
 
 
 async def test_the_most_urgent_runs_are_claimed_first_and_of_equals_the_one_due_longest(database: Database) -> None:
@@ -249,6 +131,56 @@ async def test_a_run_is_held_while_its_lease_runs(database: Database) -> None:
     assert seen == [False, True, False]
 
 
+async def test_what_is_not_due_does_not_use_up_a_claims_limit(database: Database) -> None:
+    due, later = await make_runs(database, 2)
+    await set_run(database, later, priority=5, ready_at=await now(database) + MINUTE_MS)
+    over = await make_run(database, priority=9)
+    await set_run(database, over, status=RunStatus.SUCCEEDED)
+    assert (await claim_one_of_many(database)).run_id == due
+
+
+async def test_a_run_is_due_from_the_very_millisecond_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is held up to this one; nobody's in between."""
+    await set_run(database, await make_run(database), ready_at=1_000)
+    for time, due in ((999, 0), (1_000, 1)):
+        monkeypatch.setattr(dispatch, "now_ms", partial(sa.literal, time, sa.BigInteger))
+        assert len(await claim_due(database)) == due
+
+
+async def test_a_worker_does_not_claim_what_it_drives_already(database: Database) -> None:
+    mine, lost = await make_runs(database, 2)
+    await claim_due(database)
+    await expire(database, mine)
+    await expire(database, lost)
+    async with database.write() as connection:
+        leases = await claim(connection, owner="a", limit=9, lease_ms=MINUTE_MS, driven=[mine])
+    assert [lease.run_id for lease in leases] == [lost]
+
+
+async def test_a_claim_takes_only_what_it_has_picked_though_another_tenants_run_has_its_id(database: Database) -> None:
+    run_id = await make_run(database)
+    await make_twin(database, run_id)
+    leases = [await claim_one_of_many(database) for _ in range(2)]
+    assert {(lease.tenant_id, lease.run_id) for lease in leases} == {(T, run_id), (ANOTHER, run_id)}
+    assert await claim_due(database) == []
+
+
+async def test_equally_urgent_leases_come_in_the_order_in_which_their_runs_were_made(database: Database) -> None:
+    runs = await make_runs(database, 4)
+    for run_id in (runs[2], runs[0], runs[3], runs[1]):
+        await set_run(database, run_id, ready_at=1)
+    assert [lease.run_id for lease in await claim_due(database)] == runs
+
+
+async def test_a_lease_tells_whose_it_is_and_since_when(database: Database) -> None:
+    run_id = await make_run(database)
+    before = await now(database)
+    lease = await claim_one(database, owner="worker 7")
+    row = await row_of(database, run_id)
+    assert (row["lease_token"], row["lease_owner"], row["epoch"]) == (lease.token, "worker 7", lease.epoch)
+    assert before <= lease.claimed_at <= await now(database)
+
+
 # --- renew
 
 
@@ -279,111 +211,73 @@ async def test_renewing_a_hundred_leases_is_one_statement(database: Database) ->
     assert set(await renewed(database, *leases)) == set(runs)
 
 
-async def test_a_group_commit_and_a_renewal_of_the_same_runs_do_not_wait_for_each_other(database: Database) -> None:
-    await make_runs(database, 20)
-    leases = await claim_due(database)
-
-    async def commit() -> None:
-        for _ in range(10):
-            await write_changes(database, *map(changes_of, leases[::-1]))
-
-    async def keep() -> None:
-        for _ in range(10):
-            await renewed(database, *leases)
-
-    await asyncio.gather(commit(), keep(), commit(), keep())
-
-
-# --- fence
-
-
-async def test_only_the_current_token_passes_the_fence(database: Database) -> None:
-    run_id = await make_run(database)
-    stale = await claim_one(database)
-    await expire(database, run_id)
-    current = await claim_one(database)
-    assert await write_changes(database, changes_of(stale)) == {}
-    assert await write_changes(database, changes_of(current, token=uuid4())) == {}
-    assert set(await write_changes(database, changes_of(current))) == {run_id}
-
-
-async def test_a_lease_that_has_run_out_still_passes_until_another_has_the_run(database: Database) -> None:
+async def test_what_is_renewed_is_no_other_tenants_run(database: Database) -> None:
     run_id = await make_run(database)
     lease = await claim_one(database)
-    await expire(database, run_id)
-    assert set(await write_changes(database, changes_of(lease))) == {run_id}
+    await make_twin(database, run_id)
+    await set_twin(database, run_id, ready_at=1)
+    before = await all_of(database, run_id, tenant=ANOTHER)
+    assert await renewed(database, lease) == {run_id: None}
+    assert await all_of(database, run_id, tenant=ANOTHER) == before
+    assert await renewed(database, replace(lease, tenant_id=TenantId("a third"))) == {}
 
 
-async def test_another_tenants_run_does_not_pass_the_fence(database: Database) -> None:
-    await make_run(database)
-    lease = await claim_one(database)
-    foreign = changes_of(replace(lease, tenant_id="another"))  # type: ignore[arg-type]
-    assert await write_changes(database, foreign) == {}
+async def test_a_lease_of_one_run_renews_no_other_of_the_same_claim(database: Database) -> None:
+    await make_runs(database, 2)
+    first, second = await claim_due(database)
+    before = await row_of(database, second.run_id)
+    assert await renewed(database, first) == {first.run_id: None}
+    assert await row_of(database, second.run_id) == before
 
 
-async def test_the_fence_numbers_events_without_gaps_or_twins(database: Database) -> None:
-    run_id = await make_run(database)
-    lease = await claim_one(database)
-
-    async def write(count: int) -> None:
-        changes = changes_of(lease)
-        for _ in range(count):
-            changes.event("task.started")
-        await write_changes(database, changes)
-
-    await asyncio.gather(*(write(count) for count in (1, 3, 0, 2, 5)))
-    seqs = [event["seq"] for event in await rows_of(database, tables.events, run_id)]
-    assert seqs == list(range(1, 13))
-    assert (await row_of(database, run_id))["event_seq"] == 12
+# --- what clients ask
 
 
-async def test_the_fence_leaves_the_end_of_the_lease_alone(database: Database) -> None:
-    run_id = await make_run(database)
-    lease = await claim_one(database)
-    await set_run(database, run_id, ready_at=1_234)
-    await write_changes(database, changes_of(lease))
-    assert (await row_of(database, run_id))["ready_at"] == 1_234
-    over = changes_of(lease)
-    over.over, over.status = True, RunStatus.SUCCEEDED
-    await write_changes(database, over)
-    assert (await row_of(database, run_id))["ready_at"] == 1_234
+async def seen(database: Database, *leases: Lease) -> dict[RunId, Flags]:
+    async with database.read() as connection:
+        return await flags(connection, leases)
 
 
-async def test_the_fence_counts_a_version_for_every_commit(database: Database) -> None:
-    run_id = await make_run(database)
-    lease = await claim_one(database)
-    before = (await the_run(database, run_id)).version
-    await write_changes(database, changes_of(lease))
-    await write_changes(database, changes_of(lease))
-    assert (await the_run(database, run_id)).version == before + 2
+async def seen_locked(database: Database, lease: Lease) -> Flags | None:
+    async with database.write() as connection:
+        return await flags_locked(connection, lease)
 
 
-async def test_a_clients_request_passes_the_fence_without_a_token(database: Database) -> None:
-    run_id = await make_run(database)
-    lease = await claim_one(database)
-    request = changes_of(lease, token=None)
-    request.stop_requested = StopRequest.CANCEL
-    await write_changes(database, request)
-    row = await row_of(database, run_id)
-    assert (row["stop_requested"], row["lease_token"]) == ("cancel", lease.token)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Flags(stop_requested=StopRequest.PAUSE, answers=0),
+        Flags(stop_requested=None, answers=1),
+        Flags(stop_requested=StopRequest.CANCEL, answers=2),
+    ],
+)
+async def test_a_look_at_the_flags_tells_of_those_of_our_runs_of_which_something_is_asked(
+    database: Database, asked: Flags
+) -> None:
+    await make_runs(database, 4)
+    ours, silent, lost, others = await claim_due(database)
+    for lease in (ours, lost, others):
+        await set_run(database, lease.run_id, stop_requested=asked.stop_requested, answers=asked.answers)
+    await make_twin(database, ours.run_id)
+    await set_twin(database, ours.run_id, answers=99)
+    await set_run(database, lost.run_id, lease_token=uuid4())
+    assert await seen(database, ours, silent, lost) == {ours.run_id: asked}
+    assert await seen_locked(database, ours) == asked
+    assert await seen_locked(database, silent) == Flags(stop_requested=None, answers=0)
+    assert await seen_locked(database, lost) is None
 
 
 async def test_fence_renewal_and_a_look_at_the_flags_all_tell_of_a_cancel(database: Database) -> None:
     run_id = await make_run(database)
     lease = await claim_one(database)
-
-    async def seen() -> dict[RunId, Flags]:
-        async with database.read() as connection:
-            return await flags(connection, [lease])
-
-    assert (await renewed(database, lease), await seen()) == ({run_id: None}, {})
+    assert (await renewed(database, lease), await seen(database, lease)) == ({run_id: None}, {})
     request = changes_of(lease, token=None)
     request.stop_requested = StopRequest.CANCEL
     await write_changes(database, request)
     fenced = await write_changes(database, changes_of(lease))
     assert fenced[run_id].stop_requested is StopRequest.CANCEL
     assert await renewed(database, lease) == {run_id: StopRequest.CANCEL}
-    assert await seen() == {run_id: Flags(stop_requested=StopRequest.CANCEL, answers=0)}
+    assert await seen(database, lease) == {run_id: Flags(stop_requested=StopRequest.CANCEL, answers=0)}
 
 
 async def test_an_outcome_ends_the_count_of_takeovers_and_a_lost_call_does_not(database: Database) -> None:
@@ -444,3 +338,50 @@ async def test_what_has_been_released_passes_no_fence_any_more(database: Databas
     assert await write_changes(database, changes_of(lease)) == {}
     assert await renewed(database, lease) == {}
     assert not await released(database, lease)
+
+
+@pytest.mark.parametrize(
+    ("asked", "known"), [({"stop_requested": "pause"}, 0), ({"answers": 1}, 0), ({"answers": 3}, 2)]
+)
+async def test_a_run_of_which_something_new_is_asked_is_due_at_once_when_it_is_released(
+    database: Database, asked: dict[str, Any], known: int
+) -> None:
+    run_id = await make_run(database)
+    lease = await claim_one(database)
+    await set_run(database, run_id, **asked)
+    before = await now(database)
+    await released(database, lease, ready_in_ms=MINUTE_MS, answers=known)
+    assert before <= (await row_of(database, run_id))["ready_at"] <= await now(database)
+
+
+async def test_answers_that_a_driver_knows_do_not_make_its_run_due(database: Database) -> None:
+    run_id = await make_run(database)
+    lease = await claim_one(database)
+    await set_run(database, run_id, answers=2)
+    await released(database, lease, ready_in_ms=MINUTE_MS, answers=2)
+    assert await claim_due(database) == []
+
+
+async def test_a_release_assumes_that_no_answer_is_known(database: Database) -> None:
+    run_id = await make_run(database)
+    lease = await claim_one(database)
+    await set_run(database, run_id, answers=1)
+    async with database.write() as connection:
+        await release(connection, lease, ready_in_ms=MINUTE_MS)
+    assert [lease.run_id for lease in await claim_due(database)] == [run_id]
+
+
+async def test_a_release_gives_back_one_run_only(database: Database) -> None:
+    """The others have its token (they were claimed together), and its id."""
+    await make_runs(database, 2)
+    lease, other = await claim_due(database)
+    await make_twin(database, lease.run_id)
+
+    async def others() -> list[Any]:
+        return [await all_of(database, other.run_id), await all_of(database, lease.run_id, tenant=ANOTHER)]
+
+    before = await others()
+    assert await released(database, lease)
+    assert await others() == before
+    (mine,) = (await all_of(database, lease.run_id))["runs"]
+    assert (mine["lease_token"], mine["lease_owner"]) == (None, None)

@@ -142,7 +142,9 @@ async def test_a_cancel_closes_what_nobody_has_answered(database: Database) -> N
     run, _ = await cancelled(database, run_id)
 
     (review,) = await rows_of(database, tables.reviews, run_id)
-    assert (review["answered_at"], review["closed_at"], run.open_reviews) == (None, run.finished_at, 0)
+    *_, end = await rows_of(database, tables.events, run_id)
+    assert (end["type"], review["closed_at"]) == ("run.cancelled", end["at"])
+    assert (review["answered_at"], run.open_reviews) == (None, 0)
     await check(database, run_id)
 
 
