@@ -25,9 +25,10 @@ SETTINGS = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Processes that are killed cost most of the time: on SQLite they are for `make soak`."""
+    """Processes that are killed or stopped cost most of the time: on SQLite they are for `make soak`."""
     for item in items:
-        if "_kill" in item.name and "sqlite" in item.name.partition("[")[2]:
+        name, _, parameters = item.name.partition("[")
+        if ("_kill" in name or "_stopped" in name) and "sqlite" in parameters:
             item.add_marker(pytest.mark.soak)
 
 
