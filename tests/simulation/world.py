@@ -1,0 +1,390 @@
+"""One simulation: workers, clients, a model and a database in one loop, in trouble for a while and then healed."""
+
+import asyncio
+import random
+import sys
+import time
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID
+
+from app.domain.errors import StorageUnavailable
+from app.domain.ids import RunId
+from app.domain.status import FINISHED
+from app.settings import Settings
+from app.storage import database
+from app.storage.steering import request_cancel, request_pause
+from tests.simulation.clients import Clients
+from tests.simulation.loop import PROCESS, VirtualLoop
+from tests.simulation.model import SimulatedModel
+from tests.simulation.process import Process, WorkerProcess
+from tests.simulation.storage import BASE_MS, STAND_INS, Storage
+from tests.simulation.trace import Trace
+from tests.simulation.witness import Witness
+
+LEASE_SECONDS = 3.0
+HEAL_SECONDS = 400.0
+"""By then, after the last fault, every run has come to its end."""
+STOP_SECONDS = 2.5
+"""After it a worker in good health starts nothing more of a run that is to stop."""
+_STORAGE_TROUBLES = ("away", "shaky")
+_TROUBLES = ("crash", "stall", "drain", *_STORAGE_TROUBLES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a simulation went: `problems` is empty when all was as promised."""
+
+    seed: int
+    problems: list[str]
+    trace: list[str]
+    hash: str
+    seen: Counter[str]
+
+
+def simulate(seed: int) -> Outcome:
+    """Everything that happens follows from the seed."""
+    loop = VirtualLoop(_dice(seed, "loop"))
+    world = World(seed, loop)
+    try:
+        with ExitStack() as stack:
+            for name, stand_in in world.stand_ins.items():
+                stack.enter_context(patch(name, stand_in))
+            world.begin()
+            stack.enter_context(world.witness.watching())
+            try:
+                loop.run_until_complete(world.live())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is shown with its seed
+                world.witness.problem("".join(traceback.format_exception(error)))
+            world.witness.seen["calls"] = len(world.model.asked)
+            world.witness.look_away()
+            loop.abandon()
+    finally:
+        loop.close()
+    return Outcome(
+        seed=seed,
+        problems=world.witness.problems,
+        trace=world.trace.lines,
+        hash=world.trace.hash,
+        seen=world.witness.seen,
+    )
+
+
+@cache
+def _taken_from_the_machine() -> dict[str, Any]:
+    """Every name under which the application knows the clock, chance, and ids made of them."""
+    originals = (uuid.uuid4, database.new_id, random, time)
+    return {
+        f"{name}.{known}": value
+        for name, module in list(sys.modules.items())
+        if name.startswith(("app.engine.", "app.storage."))
+        for known, value in vars(module).items()
+        if any(value is original for original in originals)
+    }
+
+
+def _dice(seed: int, of: str) -> random.Random:
+    return random.Random(f"{seed} {of}")
+
+
+class World:
+    """What a seed draws: who is there, and what befalls them."""
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._dice = dice = _dice(seed, "world")
+        self._faults = _dice(seed, "faults")
+        self._ids = _dice(seed, "ids")
+        self._made = 0
+        self.trace = Trace(loop)
+        self.storage = Storage(loop, _dice(seed, "storage"), self.trace)
+        self.storage.latency_seconds = dice.choice((0.0005, 0.005, 0.03))
+        self.storage.notices_lost = dice.choice((0.0, 0.3, 1.0))
+        self.model = SimulatedModel(loop, _dice(seed, "model"), self.trace)
+        self.model.fault_rate = dice.choice((0.0, 0.1, 0.3))
+        self.model.slow_rate = dice.choice((0.0, 0.1, 0.2))
+        self.model.usual_seconds = dice.choice((0.1, 0.5, 2.0))
+        self.model.known_keys = self._succeeded
+        self.witness = Witness(loop, self.storage, self.model, self.trace, lease_seconds=LEASE_SECONDS)
+        self._clients_dice = _dice(seed, "clients")
+        possible = dice.choice((_TROUBLES, _TROUBLES, _STORAGE_TROUBLES))
+        self.troubles = [trouble for trouble in possible if dice.random() < 0.5]
+        self.trouble_seconds = dice.uniform(5, 20)
+        self.workers: list[WorkerProcess] = []
+        self._settings = Settings(
+            _env_file=None,
+            database_url="sqlite:///simulated.db",
+            llm_base_url="http://localhost:9",
+            llm_model="scripted",
+            llm_max_concurrency=dice.choice((1, 3, 8)),
+            llm_backoff_base_seconds=0.2,
+            llm_backoff_cap_seconds=4,
+            worker_max_runs=dice.choice((1, 2, 100)),
+            poll_seconds=4,
+            lease_seconds=LEASE_SECONDS,
+            drain_seconds=2,
+        )
+
+    def begin(self) -> None:
+        """Once the stand-ins are in their places."""
+        self.client = Process("client", self._loop, self.storage)
+        self.clients = Clients(self.client, self._clients_dice, self.trace)
+
+    @property
+    def stand_ins(self) -> dict[str, Any]:
+        """For what the application takes from the machine: time and chance."""
+
+        def uuid4() -> UUID:
+            return UUID(int=self._ids.getrandbits(128), version=4)
+
+        def new_id() -> UUID:
+            self._made += 1
+            return UUID(int=(self.storage.now_ms() << 80) | (7 << 76) | (2 << 62) | self._made)
+
+        by_original: dict[Any, Any] = {
+            uuid.uuid4: uuid4,
+            database.new_id: new_id,
+            random: self._ids,
+            time: _Time(self._loop),
+        }
+        taken = {name: by_original[original] for name, original in _taken_from_the_machine().items()}
+        return {**STAND_INS, **taken}
+
+    async def live(self) -> None:
+        """Trouble, then healing, then the end; looked over in between."""
+        dice = self._dice
+        self.trace.note(f"troubles: {', '.join(self.troubles) or 'none'}; {self._settings.worker_max_runs} runs each")
+        for _ in range(dice.choice((1, 1, 2, 2, 3))):
+            self._start_worker()
+        befalling = [
+            self._spawn(self._meddle(dice.choice((1, 1, 2, 3)), dice.choice((0, 2, 6)))),
+            self._spawn(self._befall()),
+            self._spawn(self._look_over()),
+        ]
+        await asyncio.wait(befalling, timeout=self.trouble_seconds)
+        for task in befalling:
+            task.cancel()
+        await asyncio.wait(befalling)
+        for task in befalling:
+            if not task.cancelled():
+                task.result()
+        await self._heal()
+        if not self.witness.problems:
+            await self._stop_some_run()
+            await self._until_all_is_over()
+        if not self.witness.problems:
+            await asyncio.sleep(3 * LEASE_SECONDS)  # whoever comes late
+            self._is_well()
+            if self._every_worker_kept_its_runs():
+                self.witness.nothing_was_lost(but_of=self.clients.stopped)
+            for worker in self.workers:
+                if worker.is_up:
+                    await self._spawn(worker.drain())
+            await self._look()
+            self.witness.calls_add_up()
+            self._everything_acknowledged_is_there()
+            self._note_the_end()
+
+    # Clients.
+
+    async def _meddle(self, runs: int, deeds: int) -> None:
+        dice = self._dice
+        moments = sorted(dice.uniform(0, self.trouble_seconds) for _ in range(deeds))
+        submits = sorted(0.0 if n == 0 else dice.uniform(0, 5) for n in range(runs))
+        for moment, do in sorted(
+            [(at, self.clients.submit) for at in submits] + [(at, self.clients.meddle) for at in moments],
+            key=lambda entry: entry[0],
+        ):
+            await asyncio.sleep(max(0.0, moment - self._loop.time()))
+            for _ in range(3):  # a client tries again
+                try:
+                    await self._by_client(do())
+                    break
+                except StorageUnavailable:
+                    await asyncio.sleep(0.5)
+
+    async def _by_client(self, doing: Coroutine[Any, Any, Any]) -> Any:
+        return await self._loop.create_task(doing, context=self.client.context)
+
+    # Trouble.
+
+    async def _befall(self) -> None:
+        if not self.troubles:
+            return
+        dice = self._faults
+        while True:
+            await asyncio.sleep(dice.expovariate(1 / 2.5))
+            trouble = dice.choice(self.troubles)
+            victims = [worker for worker in self.workers if worker.is_up and not worker.is_stalled]
+            if not victims:
+                continue
+            self._befalls(trouble, dice.choice(victims))
+
+    def _befalls(self, trouble: str, victim: WorkerProcess) -> None:
+        dice = self._faults
+        self.trace.note(f"{trouble.upper()} {victim}")
+        self.witness.seen[trouble] += 1
+        match trouble:
+            case "crash":
+                victim.die()
+                self._loop.call_later(dice.uniform(0, 5), self._start_worker)
+            case "stall":
+                victim.stall()
+                seconds = dice.choice((0.5, LEASE_SECONDS, 3 * LEASE_SECONDS)) * dice.uniform(0.5, 1.5)
+                self._loop.call_later(seconds, self._go_on, victim)
+            case "drain":
+                self._spawn(self._replace(victim))
+            case _:
+                away = trouble == "away"
+                all_ = dice.random() < 0.5
+                until = self._loop.time() + dice.choice((0.3, 2.0, 2 * LEASE_SECONDS)) * dice.uniform(0.5, 1.5)
+                for process in self.storage.processes if all_ else [victim]:
+                    process.disturb()
+                    setattr(process, "database_away_until" if away else "commits_shaky_until", until)
+                    self._loop.call_at(until, process.disturb)
+
+    def _go_on(self, worker: WorkerProcess) -> None:
+        self.trace.note(f"{worker} goes on")
+        if self.storage.is_writing(worker):  # it has held up everybody
+            for process in self.storage.processes:
+                process.disturb()
+        worker.go_on()
+
+    async def _replace(self, worker: WorkerProcess) -> None:
+        await worker.drain()
+        self._start_worker()
+
+    def _start_worker(self) -> None:
+        skew = self._dice.choice((0.0, 0.0, 60.0, -60.0))
+        name = f"worker-{len(self.workers) + 1}"
+        worker = WorkerProcess(name, self._loop, self.storage, self.model, self._settings, skew=skew)
+        self.workers.append(worker)
+        self.trace.note(f"{worker} starts")
+
+    # Healing.
+
+    async def _heal(self) -> None:
+        self.trace.note("HEALED")
+        self.storage.notices_lost = min(self.storage.notices_lost, 0.3)
+        self.model.fault_rate = 0.0
+        self.model.slow_rate = 0.0
+        self.troubles = []
+        for process in self.storage.processes:
+            process.database_away_until = process.commits_shaky_until = 0.0
+            if process.is_stalled:
+                self._go_on(process)
+        if not any(worker.is_up for worker in self.workers):
+            self._start_worker()
+        self._is_well()
+
+    async def _stop_some_run(self) -> None:
+        """With everybody in good health: a cancel or a pause is heeded at once."""
+        if self._dice.random() < 0.5:
+            return
+        await asyncio.sleep(3 * LEASE_SECONDS)
+        running = [run["id"] for run in await self._by_client(self.clients.runs()) if run["status"] not in FINISHED]
+        if not running:
+            return
+        run_id = self._dice.choice(running)
+        request = self._dice.choice((request_cancel, request_pause))
+        if not await self._by_client(self.clients.steer(run_id, request)):
+            return
+        asked_at = self.storage.now_ms()
+        late_at = asked_at + STOP_SECONDS * 1000
+        stands = ("cancelled", "failed", "succeeded", "paused")
+        for _ in range(60):
+            await asyncio.sleep(1)
+            (run,) = [run for run in await self._by_client(self.clients.runs()) if run["id"] == run_id]
+            if run["status"] in stands:
+                break
+        what = f"{self.trace.short(run_id)}, after a {request.__name__}, "
+        if run["status"] not in stands:
+            self.witness.problem(f"{what}is {run['status']}")
+        elif request is request_cancel and run["status"] != "cancelled" and run["finished_at"] > late_at:
+            self.witness.problem(f"{what}has {run['status']}")
+        query = "SELECT count(*) FROM calls WHERE run_id = ? AND started_at > ?"
+        (calls,) = self.storage.driver.execute(query, (run_id.hex, late_at)).fetchone()
+        if calls:
+            self.witness.problem(f"{what}has made {calls} more calls")
+        self.witness.seen[request.__name__] += 1
+
+    async def _until_all_is_over(self) -> None:
+        until = self._loop.time() + HEAL_SECONDS
+        while self._loop.time() < until and not self.witness.problems:
+            self._is_well()
+            await self._by_client(self.clients.help())
+            runs = await self._by_client(self.clients.runs())
+            if all(run["status"] in FINISHED for run in runs):
+                return
+            await asyncio.sleep(3)
+        for run in runs:
+            if run["status"] not in FINISHED:
+                self.witness.problem(
+                    f"{self.trace.short(run['id'])} does not come to an end: {run['status']},"
+                    f" stop {run['stop_requested']}, lease {run['lease_token']},"
+                    f" due in {run['ready_at'] - self.storage.now_ms()} ms, {run['progress']}"
+                )
+
+    # Looking.
+
+    async def _look_over(self) -> None:
+        while True:
+            await asyncio.sleep(self._dice.uniform(2, 10))
+            await self._look()
+
+    async def _look(self) -> None:
+        async with self.storage.alone() as connection:
+            await self.witness.look(connection)
+
+    def _is_well(self) -> None:
+        for worker in self.workers:
+            if worker.is_up and worker.broke:
+                error = worker.running.exception()
+                lines = traceback.format_exception(error) if error else ["without an error"]
+                self.witness.problem(f"{worker} ended by itself: {''.join(lines)}")
+
+    def _every_worker_kept_its_runs(self) -> bool:
+        """Whether nobody was in trouble, or only the database, of which one worker waits for nobody else to be back."""
+        befell = {trouble for trouble in _TROUBLES if self.witness.seen[trouble]}
+        return not befell or (len(self.workers) == 1 and befell <= set(_STORAGE_TROUBLES))
+
+    def _everything_acknowledged_is_there(self) -> None:
+        stored = {row[0] for row in self.storage.driver.execute("SELECT id FROM runs").fetchall()}
+        for run_id in self.clients.acknowledged:
+            if run_id.hex not in stored:
+                self.witness.problem(f"{self.trace.short(run_id)} was acknowledged, and is not there")
+
+    def _note_the_end(self) -> None:
+        query = "SELECT id, status, llm_calls, event_seq, epoch, version, finished_at FROM runs ORDER BY id"
+        for id_, *values in self.storage.driver.execute(query).fetchall():
+            self.trace.note(f"{self.trace.short(RunId(UUID(id_)))}: {values}")
+            self.witness.seen[f"run {values[0]}"] += 1
+
+    def _succeeded(self, run_id: RunId) -> list[str]:
+        query = "SELECT key FROM tasks WHERE run_id = ? AND status = 'succeeded' ORDER BY position"
+        return [row[0] for row in self.storage.driver.execute(query, (run_id.hex,)).fetchall()]
+
+    def _spawn(self, doing: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        return self._loop.create_task(doing)
+
+
+class _Time:
+    """For the module `time`: a process may have a wrong idea of the hour, but seconds last as long everywhere."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    def time(self) -> float:
+        process: Any = PROCESS.get()
+        skew: float = 0.0 if process is None else process.clock_skew_seconds
+        return BASE_MS / 1000 + self._loop.time() + skew
