@@ -27,6 +27,9 @@ endef
 COMPILE := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --extra postgres
 
+COMPILE_PEER := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header --constraints benchmarks/compare/peers
+
 # uv installs in seconds; pip does the same from the same hashes where uv cannot be had or does not reach the packages
 # (it does not read pip's configuration).
 INSTALL = $(BIN)/python -m uv --quiet pip install --compile-bytecode --python $(BIN)/python --require-hashes -r $(1) \
@@ -34,7 +37,7 @@ INSTALL = $(BIN)/python -m uv --quiet pip install --compile-bytecode --python $(
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test lint types architecture check soak bench lock clean
+.PHONY: help install demo serve test lint types architecture check soak mutants bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,13 +68,18 @@ check: lint types architecture test ## what CI runs
 soak: $(VENV)/.development ## longer runs of the same tests
 	$(BIN)/pytest -q -m soak --timeout 7200 $(TESTS)
 
-bench: $(VENV)/.development ## CPU per task by plan size, on SQLite and PostgreSQL; benchmarks/ has more
-	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m benchmarks.scale --database postgresql
+mutants: $(VENV)/.development ## small faults in the statements of dispatch, each of which a test must notice
+	$(BIN)/python -m tests.mutation dispatch
+
+bench: $(VENV)/.development ## Planwave beside its peers and the floors, interleaved; benchmarks/ has more
+	$(BIN)/python -m benchmarks.compare
 
 lock: $(VENV)/.uv ## write the locks anew from pyproject.toml
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --group dev --constraints requirements.lock --output-file requirements-dev.lock pyproject.toml
+	for name in floors langgraph procrastinate dbos; do \
+		$(COMPILE_PEER)/sdk.txt --output-file benchmarks/compare/peers/$$name.lock benchmarks/compare/peers/$$name.in || exit 1; \
+	done
 
 clean: ## remove .venv and what tools have left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

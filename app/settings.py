@@ -82,7 +82,7 @@ class Settings(BaseSettings):
 
     context_max_characters: int = Field(60_000, ge=100, description="Results shown in one request")
 
-    worker_max_runs: int = Field(100, ge=1, le=5_000, description="Runs driven at once per process")
+    worker_max_runs: int = Field(100, ge=1, le=20_000, description="Runs driven at once per process")
     lease_seconds: FiniteFloat = Field(15, gt=0, description="A dead worker's runs are taken over after this")
     poll_seconds: FiniteFloat = Field(1, gt=0, description="How often a worker looks for due runs by itself")
     drain_seconds: FiniteFloat = Field(10, ge=0, description="Grace for calls in flight at shutdown")

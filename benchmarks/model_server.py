@@ -1,7 +1,9 @@
 """A model server that costs next to nothing: raw asyncio and httptools, driven by marks in the request's text.
 
-`[[plan=NAME]]` without a task mark is answered with PLANS/NAME.json; `[[t=SECONDS]]` (the last one counts) is answered
-after that time. GET /trace lists (id, arrival, answer) of the marks `[[id=ID]]`; POST /reset forgets them.
+`[[plan=NAME]]` without a task mark is answered with PLANS/NAME.json, each `@run@` in it made the number of the answer:
+tasks of runs at once can be told apart. `[[t=SECONDS]]` (the last one counts) is answered after that time, or with
+`[[t=held]]` when POST /release comes. GET /trace lists (id, arrival, answer) of the marks `[[id=ID]]`, plans as `N/`;
+GET /counts the calls in flight, the bytes of the tasks' requests, and the server's own pid; POST /reset forgets both.
 
     python -m benchmarks.model_server --port 0 --plans DIR
 """
@@ -9,8 +11,10 @@ after that time. GET /trace lists (id, arrival, answer) of the marks `[[id=ID]]`
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -40,11 +44,18 @@ def _completion(content: str) -> bytes:
     )
 
 
+@cache
+def _plan(file: Path) -> str:
+    return file.read_text()
+
+
 class Exchange(asyncio.Protocol):
-    """One connection."""
+    """One connection. What the class holds is that of all connections: there is one server per process."""
 
     plans: Path
-    trace: list[tuple[str, float, float]] = []  # noqa: RUF012 - one server per process
+    trace: list[tuple[str, float, float]] = []  # noqa: RUF012
+    held: list[tuple["Exchange", str, float]] = []  # noqa: RUF012
+    planned = in_flight = request_bytes = 0
     done = _completion(_ANSWER)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,31 +75,48 @@ class Exchange(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         body, self._body = b"".join(self._body), []
+        if self._url.endswith(b"/chat/completions"):
+            self._answer(body)
+            return
+        found: object = {}
         if self._url == b"/trace":
-            self._transport.write(_response(json.dumps(self.trace).encode()))
+            found = self.trace
+        elif self._url == b"/counts":
+            found = {"pid": os.getpid(), "in_flight": self.in_flight, "request_bytes": self.request_bytes}
         elif self._url == b"/reset":
             self.trace.clear()
-            self._transport.write(_response(b"{}"))
-        else:
-            self._answer(body)
+            Exchange.request_bytes = 0
+        elif self._url == b"/release":
+            held, Exchange.held = Exchange.held, []
+            for exchange, task, arrived in held:
+                exchange._finish(task, arrived)
+        self._transport.write(_response(json.dumps(found).encode()))
 
     def _answer(self, body: bytes) -> None:
+        arrived = time.monotonic()
         if (at := body.rfind(b"[[t=")) >= 0:
-            seconds = float(body[at + 4 : body.index(b"]]", at)])
+            seconds = body[at + 4 : body.index(b"]]", at)]
             name = body.find(b"[[id=", at)
             task = body[name + 5 : body.index(b"]]", name)].decode() if name >= 0 else ""
-            arrived = time.monotonic()
-            if seconds > 0:
-                asyncio.get_running_loop().call_later(seconds, self._finish, task, arrived)
+            Exchange.in_flight += 1
+            Exchange.request_bytes += len(body)
+            if seconds == b"held":
+                self.held.append((self, task, arrived))
+            elif (wait := float(seconds)) > 0:
+                asyncio.get_running_loop().call_later(wait, self._finish, task, arrived)
             else:
                 self._finish(task, arrived)
-        elif (at := body.rfind(b"[[plan=")) >= 0 and b"[[t=" not in body:
-            plan = self.plans / (body[at + 7 : body.index(b"]]", at)].decode() + ".json")
-            self._transport.write(_completion(plan.read_text()))
+        elif (at := body.rfind(b"[[plan=")) >= 0:
+            plan = _plan(self.plans / (body[at + 7 : body.index(b"]]", at)].decode() + ".json"))
+            Exchange.planned += 1
+            answer = _completion(plan.replace("@run@", str(Exchange.planned)))
+            self.trace.append((f"{Exchange.planned}/", arrived, time.monotonic()))
+            self._transport.write(answer)
         else:
             self._transport.write(self.done)
 
     def _finish(self, task: str, arrived: float) -> None:
+        Exchange.in_flight -= 1
         self.trace.append((task, arrived, time.monotonic()))
         if not self._transport.is_closing():
             self._transport.write(self.done)
@@ -100,7 +128,7 @@ async def main() -> None:
     parser.add_argument("--plans", type=Path, required=True)
     arguments = parser.parse_args()
     Exchange.plans = arguments.plans
-    server = await asyncio.get_running_loop().create_server(Exchange, "127.0.0.1", arguments.port, backlog=2048)
+    server = await asyncio.get_running_loop().create_server(Exchange, "127.0.0.1", arguments.port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

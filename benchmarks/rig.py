@@ -33,8 +33,8 @@ class BenchTask:
 
     @property
     def description(self) -> str:
-        """With the marks that the model server reads."""
-        return f"Step {self.id}: do this piece of work and report. [[t={self.seconds:.6f}]][[id={self.id}]]"
+        """With the marks that the model server reads, and the place where it puts the run's number."""
+        return f"Step {self.id}: do this piece of work and report. [[t={self.seconds:.6f}]][[id=@run@/{self.id}]]"
 
 
 def critical_path_seconds(tasks: Sequence[BenchTask]) -> float:
