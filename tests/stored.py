@@ -61,6 +61,7 @@ async def make_run(
     metadata: Mapping[str, str] | None = None,
     budget: Mapping[str, Any] | None = None,
     priority: int = 0,
+    takeovers: int = 0,
     announced: bool = True,
     **options: Any,
 ) -> RunId:
@@ -79,6 +80,9 @@ async def make_run(
             plan=None if plan is None else new_plan(plan),
         )
         run_id = run.id
+        if takeovers:
+            died = sa.update(tables.runs).where(tables.runs.c.id == run_id).values(takeovers=takeovers)
+            await connection.execute(died)
         if announced:
             await database.announce(connection, run_id)
     if priority:

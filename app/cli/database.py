@@ -7,7 +7,6 @@ import typer
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli.signals import Signals
 from app.cli.terminal import leave, one_line
 from app.domain.errors import ConfigurationError, StorageUnavailable
 from app.settings import Settings
@@ -32,7 +31,6 @@ def prepare(settings: Settings) -> None:
 
 def upgrade(settings: Settings, revision: str) -> None:
     """`planwave db upgrade`."""
-    Signals()  # SQLite's wait for a lock hears no Ctrl-C
     with explained():
         migrate.upgrade(settings.database_url, revision)
     typer.echo("The database's schema is current." if revision == "head" else f"The schema is at {revision}.")
@@ -40,7 +38,6 @@ def upgrade(settings: Settings, revision: str) -> None:
 
 def downgrade(settings: Settings, revision: str) -> None:
     """`planwave db downgrade`."""
-    Signals()
     with explained():
         migrate.downgrade(settings.database_url, revision)
     typer.echo(f"The schema is at {revision}.")

@@ -18,7 +18,8 @@ class Signals:
     """Hears them from when it is made, before any other thread is; until `drain_on_first` one ends the process.
 
     A thread of its own waits for them: a handler would have to wait itself, for the event loop or for a driver that
-    waits for a lock. To leave at any moment is safe, because to be killed is.
+    waits for a lock. To leave at any moment is safe, because to be killed is. A child process inherits that they are
+    blocked.
     """
 
     def __init__(self) -> None:

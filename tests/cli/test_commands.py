@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
-from app.cli import main
+from app.cli import main, signals
 from app.settings import Settings
 from tests.service_process import ROOT, environment
 
@@ -18,6 +18,8 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     for name in list(Settings.model_fields):
         monkeypatch.delenv(f"PLANWAVE_{name.upper()}", raising=False)
+    # They would be blocked in this process, which is not `planwave`'s, and in all that later tests start.
+    monkeypatch.setattr(signals.Signals, "__init__", lambda _: None)
 
 
 def ended(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -20,9 +20,7 @@ CHAIN: Plan = {"x": [], "y": ["x"], "z": ["y"]}
 
 async def suspect(database: Database, plan: Plan = ONE, *, takeovers: int = 2) -> RunId:
     """A run that so many workers have died with, and that is due."""
-    run_id = await make_run(database, plan=plan)
-    await set_run(database, run_id, takeovers=takeovers)
-    return run_id
+    return await make_run(database, plan=plan, takeovers=takeovers)
 
 
 async def abandoned(database: Database, *, takeovers: int) -> RunId:

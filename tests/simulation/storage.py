@@ -183,7 +183,7 @@ class _Engine:
         self._storage, self._process, self._reads = storage, process, reads
 
     def execution_options(self, **options: Any) -> "_Engine":
-        return _Engine(self._storage, self._process, reads=options == {"isolation_level": "AUTOCOMMIT"})
+        return _Engine(self._storage, self._process, reads=True)  # nothing else has options
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator["_Connection"]:
