@@ -93,7 +93,14 @@ async def until(
     async def given_up() -> bool:
         return services.draining.is_set() or await request.is_disconnected()
 
-    found = await services.watch.until(met, tenant_id=tenant, run_id=run_id, timeout_seconds=seconds, given_up=given_up)
+    found = await services.watch.until(
+        met,
+        tenant_id=tenant,
+        run_id=run_id,
+        for_its_end=met is is_finished,
+        timeout_seconds=seconds,
+        given_up=given_up,
+    )
     if found is None:
         raise no_such_run()
     return found
@@ -178,9 +185,10 @@ async def get_one_run(
 
     if if_none_match is not None or wait:
 
-        def met(version: int, status: RunStatus) -> bool:
-            return is_finished(version, status) or (if_none_match is not None and differs(version, status))
+        def finished_or_differs(version: int, status: RunStatus) -> bool:
+            return is_finished(version, status) or differs(version, status)
 
+        met = is_finished if if_none_match is None else finished_or_differs
         version, status = await until(services, request, tenant, run_id, met, seconds=wait or 0)
         if if_none_match is not None and not differs(version, status):
             return Response(status_code=304, headers=_polling_headers(version, status, wait, with_tasks=with_tasks))

@@ -19,13 +19,14 @@ class RunWatch:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: dict[UUID, set[asyncio.Event]] = {}
+        self._waiting: dict[UUID, dict[asyncio.Event, bool]] = {}
         database.on_announce(self.announced)
 
-    def announced(self, run_id: UUID) -> None:
-        """Wake those who wait for this run."""
-        for news in self._waiting.get(run_id, ()):
-            news.set()
+    def announced(self, run_id: UUID, may_be_over: bool) -> None:
+        """Wake those who wait for this run: for its end, or for any change."""
+        for news, for_its_end in self._waiting.get(run_id, {}).items():
+            if may_be_over or not for_its_end:
+                news.set()
 
     async def until(
         self,
@@ -33,13 +34,17 @@ class RunWatch:
         *,
         tenant_id: TenantId,
         run_id: RunId,
+        for_its_end: bool,
         timeout_seconds: float,
         given_up: Callable[[], Awaitable[bool]],
     ) -> tuple[int, RunStatus] | None:
-        """The run's version and status once they are `met`, time is up or nobody waits; None when it is gone."""
+        """The run's version and status once they are `met`, time is up or nobody waits; None when it is gone.
+
+        `for_its_end`: nothing less than the run's end can meet it.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_seconds
-        with self._news_of(run_id) as news:
+        with self._news_of(run_id, for_its_end) as news:
             while True:
                 news.clear()  # before the read: what commits during it wakes us again
                 async with self._database.read() as connection:
@@ -52,12 +57,12 @@ class RunWatch:
                         await news.wait()
 
     @contextmanager
-    def _news_of(self, run_id: RunId) -> Iterator[asyncio.Event]:
+    def _news_of(self, run_id: RunId, for_its_end: bool) -> Iterator[asyncio.Event]:
         news = asyncio.Event()
-        self._waiting.setdefault(run_id, set()).add(news)
+        self._waiting.setdefault(run_id, {})[news] = for_its_end
         try:
             yield news
         finally:
-            self._waiting[run_id].discard(news)
+            del self._waiting[run_id][news]
             if not self._waiting[run_id]:
                 del self._waiting[run_id]

@@ -86,7 +86,7 @@ class Recorder:
     def _answer(self, waiting: _Waiting, fenced: Fenced | None) -> None:
         if fenced is not None:
             self._clock.set(fenced.now)
-            self._database.tell(waiting.changes.run_id)
+            self._database.tell(waiting.changes.run_id, may_be_over=waiting.changes.over)
         if waiting.written.done():
             return  # its driver was cancelled meanwhile
         if fenced is None:

@@ -1,7 +1,7 @@
 """What one commit writes for one run, and the writing of it: outcomes, starts, calls and their events together."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from app.domain.ids import RunId, TaskKey, TenantId
 from app.domain.status import ACTIVE, AttemptStatus, CallStatus, ReviewKind, RunStatus, Seat, TaskStatus
 from app.domain.usage import Usage
 from app.storage.dispatch import Fenced, fence
+from app.storage.statements import Statement, in_one_go
 from app.storage.tables import attempts, calls, dependencies, events, plans, reviews, runs, tasks
 
 _NOTHING = Usage()
@@ -213,19 +214,21 @@ def write(connection: sa.Connection, batch: Iterable[Changes], *, batch_id: UUID
     passed: dict[RunId, Fenced] = {}
     rows = Rows()
     batch = sorted(batch, key=lambda changes: changes.run_id)
-    for changes in batch:
-        through = _pass_fence(connection, changes, batch_id)
-        if through is not None:
-            passed[changes.run_id] = through
-            rows.add(changes, through)
-    rows.write(connection)
+    with in_one_go(connection):
+        asked = [(changes, _ask_fence(connection, changes, batch_id)) for changes in batch]
+        for changes, answer in asked:
+            through = answer()
+            if through is not None:
+                passed[changes.run_id] = through
+                rows.add(changes, through)
+        rows.write(connection)
     for changes in batch:
         if changes.touches_reviews and changes.run_id in passed:
             connection.execute(_COUNT_REVIEWS, {"b_tenant_id": changes.tenant_id, "b_run_id": changes.run_id})
     return passed
 
 
-def _pass_fence(connection: sa.Connection, changes: Changes, batch_id: UUID | None) -> Fenced | None:
+def _ask_fence(connection: sa.Connection, changes: Changes, batch_id: UUID | None) -> Callable[[], Fenced | None]:
     return fence(
         connection,
         tenant_id=changes.tenant_id,
@@ -266,8 +269,7 @@ class Rows:
         """Write them all; parents before children."""
         for name, statement in _STATEMENTS.items():
             if rows := self._batches[name]:
-                # A single row needs no executemany, which costs the drivers more.
-                connection.execute(statement, rows if len(rows) > 1 else rows[0])
+                statement.write(connection, rows)
 
     def add(self, changes: Changes, fenced: Fenced) -> None:
         """All that the changes say, at the time and with the event numbers that the fence gave."""
@@ -381,7 +383,7 @@ _COUNT_REVIEWS = (
     )
 )
 
-_STATEMENTS: dict[str, sa.sql.dml.UpdateBase] = {
+_WRITTEN: dict[str, sa.sql.dml.UpdateBase] = {
     "plans": sa.insert(plans),
     "new_tasks": sa.insert(tasks),
     "dependencies": sa.insert(dependencies),
@@ -431,3 +433,4 @@ _STATEMENTS: dict[str, sa.sql.dml.UpdateBase] = {
     "closed_reviews": sa.update(reviews).where(_of(reviews, "id")).values(closed_at=sa.bindparam("closed_at")),
     "events": sa.insert(events),
 }
+_STATEMENTS = {name: Statement(statement) for name, statement in _WRITTEN.items()}

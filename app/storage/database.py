@@ -111,7 +111,7 @@ class Database:
         # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
         self._writer = asyncio.Lock()
         self._was_full = False
-        self._watchers: list[Callable[[UUID], None]] = []
+        self._watchers: list[Callable[[UUID, bool], None]] = []
         self._workers: list[Callable[[UUID], None]] = []
 
     @asynccontextmanager
@@ -130,8 +130,8 @@ class Database:
             async with self._reads.connect() as connection:
                 yield connection
 
-    def on_announce(self, listener: Callable[[UUID], None]) -> None:
-        """Have `listener(run_id)` called after whatever changed a run: client requests, and what workers write."""
+    def on_announce(self, listener: Callable[[UUID, bool], None]) -> None:
+        """Have `listener(run_id, may_be_over)` called after whatever changed a run, clients' requests included."""
         self._watchers.append(listener)
 
     def on_request(self, listener: Callable[[UUID], None]) -> None:
@@ -143,10 +143,12 @@ class Database:
         (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, []).append((run_id, requested))
         await connection.run_sync(notify, run_id, requested=requested)
 
-    def tell(self, run_id: UUID, *, requested: bool = False) -> None:
+    def tell(self, run_id: UUID, *, requested: bool = False, may_be_over: bool = True) -> None:
         """Call this process's listeners for a run that changed."""
-        for listener in [*self._watchers, *(self._workers if requested else ())]:
-            listener(run_id)
+        for watcher in self._watchers:
+            watcher(run_id, may_be_over)
+        for worker in self._workers if requested else ():
+            worker(run_id)
 
     async def ping(self) -> None:
         """Raises `StorageUnavailable` unless a SELECT works and, since a write that found no room, a write has."""

@@ -4,7 +4,7 @@ Correctness rests on two compare-and-sets: a claim takes a run only while its `r
 an outcome passes the fence, which matches the token of that claim. SKIP LOCKED only spares workers each other's waits.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.ids import RunId, TenantId
 from app.domain.status import StopRequest
 from app.storage.database import now_ms
+from app.storage.statements import Statement
 from app.storage.tables import CLAIMABLE_RUNS, runs
 
 
@@ -148,7 +149,7 @@ def _bound(name: str, type_: Any) -> sa.BindParameter[Any]:
     return sa.bindparam(name, type_=type_)
 
 
-def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
+def _fence(*, held: bool) -> Statement:
     """One statement for every writer: the event numbers, the version and the run's own columns, or no row at all.
 
     A NULL leaves a column as it is, so that every commit of every run uses the same prepared statement. `ready_at` is
@@ -166,7 +167,7 @@ def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
     error = _bound("b_error", runs.c.error.type)
     active = _bound("b_active", sa.Boolean)
     let_go = _bound("b_release", sa.Boolean)
-    return statement.values(
+    statement = statement.values(
         event_seq=runs.c.event_seq + _bound("b_events", sa.Integer),
         version=runs.c.version + 1,
         status=keep(_bound("b_status", sa.String), runs.c.status),
@@ -198,7 +199,8 @@ def _fence(*, held: bool) -> sa.sql.dml.ReturningUpdate[Any]:
         lease_token=sa.case((let_go, None), else_=runs.c.lease_token),
         lease_owner=sa.case((let_go, None), else_=runs.c.lease_owner),
         batch_id=keep(_bound("b_batch_id", sa.Uuid), runs.c.batch_id),
-    ).returning(now.label("now"), runs.c.event_seq, runs.c.stop_requested, runs.c.answers)
+    )
+    return Statement(statement.returning(now.label("now"), runs.c.event_seq, runs.c.stop_requested, runs.c.answers))
 
 
 _FENCE_HELD = _fence(held=True)
@@ -212,8 +214,10 @@ def fence(
     run_id: RunId,
     token: UUID | None,
     values: Mapping[str, Any],
-) -> Fenced | None:
+) -> Callable[[], Fenced | None]:
     """Reserve event numbers and write the run's columns, if the run is still ours; None when it is not.
+
+    What is returned gives the answer. Those of several runs may be asked for before the first is waited for.
 
     `token` None is for a client's request, which needs no lease; its caller has looked at the run in this transaction.
     """
@@ -222,10 +226,16 @@ def fence(
     if token is not None:
         bound["b_token"] = token
     statement = _FENCE_ANY if token is None else _FENCE_HELD
-    row = connection.execute(statement, bound).one_or_none()
-    if row is None:
-        return None
-    return Fenced(now=row.now, event_seq=row.event_seq, stop_requested=_stop(row.stop_requested), answers=row.answers)
+    answer = statement.ask(connection, bound)
+
+    def passed() -> Fenced | None:
+        row = answer()
+        if row is None:
+            return None
+        now, event_seq, stop_requested, answers = row
+        return Fenced(now=now, event_seq=event_seq, stop_requested=_stop(stop_requested), answers=answers)
+
+    return passed
 
 
 def _held_by(leases: Collection[Lease]) -> sa.ColumnElement[bool]:

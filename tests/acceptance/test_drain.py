@@ -66,7 +66,7 @@ async def turns_unready(client: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "draining")
 
 
-@pytest.mark.parametrize("drains", sizes(3, 100))
+@pytest.mark.parametrize("drains", sizes(1, 100))
 async def test_a_stopped_service_loses_nothing_and_charges_nobody(
     database_url: str, start_process: StartProcess, scripted_model: ScriptedModel, drains: int
 ) -> None:

@@ -149,8 +149,8 @@ class SimulatedDatabase(Database):
         """As `tell`, for what another process has told of."""
         super().tell(run_id, requested=requested)
 
-    def tell(self, run_id: UUID, *, requested: bool = False) -> None:
-        super().tell(run_id, requested=requested)
+    def tell(self, run_id: UUID, *, requested: bool = False, may_be_over: bool = True) -> None:
+        super().tell(run_id, requested=requested, may_be_over=may_be_over)
         if requested:
             self._storage.spread(self._process, run_id)
 

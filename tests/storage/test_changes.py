@@ -13,6 +13,7 @@ from app.storage import tables
 from app.storage.changes import Changes
 from app.storage.database import Database
 from app.storage.dispatch import Lease
+from app.storage.statements import _Compiled
 from tests.invariants import check, progress_is_a_count_of_the_tasks, usage_is_the_sum_of_the_calls
 from tests.stored import (
     changes_of,
@@ -120,17 +121,17 @@ async def test_a_failing_insert_leaves_nothing_of_a_commit(database: Database, t
 async def nothing_is_left_of(changes: Changes, database: Database, broken: str) -> None:
     """Break the statement that begins so, and compare all rows of the run."""
     before = await everything(database, changes.run_id)
+    parameters = _Compiled.parameters
 
-    def break_there(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(broken + " "):
+    def break_there(compiled: _Compiled, row: Any) -> Any:
+        if compiled.sql.startswith(broken + " "):
             raise ZeroDivisionError
+        return parameters(compiled, row)
 
-    sa.event.listen(database._engine.sync_engine, "before_cursor_execute", break_there)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Compiled, "parameters", break_there)
         with pytest.raises(ZeroDivisionError):
             await write_changes(database, changes)
-    finally:
-        sa.event.remove(database._engine.sync_engine, "before_cursor_execute", break_there)
     assert await everything(database, changes.run_id) == before
 
 

@@ -166,7 +166,7 @@ async def test_the_clock_is_that_of_the_database_in_milliseconds(database: Datab
 def told(database: Database) -> dict[str, list[UUID]]:
     """What listeners of each kind have been told."""
     heard: dict[str, list[UUID]] = {"announce": [], "request": []}
-    database.on_announce(heard["announce"].append)
+    database.on_announce(lambda run_id, _: heard["announce"].append(run_id))
     database.on_request(heard["request"].append)
     return heard
 
@@ -219,7 +219,7 @@ async def test_on_postgresql_other_processes_hear_of_requests_and_changes(databa
         here, there = Database(url), Database(url)
         requested, changed = new_id(), new_id()
         heard = asyncio.Queue[tuple[str, UUID]]()
-        there.on_announce(lambda run_id: heard.put_nowait(("announce", run_id)))
+        there.on_announce(lambda run_id, _: heard.put_nowait(("announce", run_id)))
         there.on_request(lambda run_id: heard.put_nowait(("request", run_id)))
 
         async def announce(run_id: UUID, *, requested: bool) -> None:

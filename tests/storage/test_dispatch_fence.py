@@ -45,7 +45,7 @@ async def fenced(database: Database, lease: Lease, *, token: UUID | None, **valu
         return await connection.run_sync(
             lambda sync: fence(
                 sync, tenant_id=lease.tenant_id, run_id=lease.run_id, token=token, values={**NOTHING, **values}
-            )
+            )()
         )
 
 
