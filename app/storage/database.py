@@ -5,7 +5,7 @@ import secrets
 import select
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -20,6 +20,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from app.domain.errors import ConfigurationError, StorageFull, StorageUnavailable
 from app.domain.ids import DEFAULT_TENANT
 from app.storage.faults import faults_named
+from app.storage.statements import errors_named
 from app.storage.tables import goals
 
 P = ParamSpec("P")
@@ -274,7 +275,8 @@ def notify(connection: sa.Connection, run_id: UUID, *, requested: bool) -> None:
     """On PostgreSQL, have every process that listens told of the run at the commit."""
     if connection.dialect.name == "postgresql":
         message = f"{'request' if requested else 'change'} {run_id}"
-        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, message)))
+        with errors_named(connection), closing(connection.connection.cursor()) as cursor:
+            cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, message))
 
 
 def make_sync_engine(url: sa.URL) -> sa.Engine:

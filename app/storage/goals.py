@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.ids import GoalId, RunId, TenantId
 from app.storage.database import new_id, now_ms
 from app.storage.records import GoalRecord
+from app.storage.statements import Statement
 from app.storage.tables import goals, runs
 
 
@@ -18,7 +19,7 @@ async def create_goal(
     """Store what was asked."""
     goal_id = GoalId(new_id())
     values = {"tenant_id": tenant_id, "id": goal_id, "goal": goal, "context": context, "metadata": metadata}
-    await connection.execute(_INSERT, values)
+    await connection.run_sync(_INSERT.write, [values])
     return goal_id
 
 
@@ -62,4 +63,4 @@ async def list_goals(
     ]
 
 
-_INSERT = sa.insert(goals).values(created_at=now_ms())
+_INSERT = Statement(sa.insert(goals).values(created_at=now_ms()))

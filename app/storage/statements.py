@@ -23,7 +23,7 @@ class Statement:
     def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
         """Run it once for each row."""
         compiled = self._for(connection, rows[0])
-        with _errors_named(connection), closing(connection.connection.cursor()) as cursor:
+        with errors_named(connection), closing(connection.connection.cursor()) as cursor:
             # A single row needs no executemany, which costs the drivers more.
             if len(rows) == 1:
                 cursor.execute(compiled.sql, compiled.parameters(rows[0]))
@@ -33,12 +33,12 @@ class Statement:
     def ask(self, connection: sa.Connection, row: Row) -> Callable[[], Sequence[Any] | None]:
         """Run it for a row; the function gives the row that it returns, or None. Several may be asked before one is."""
         compiled = self._for(connection, row)
-        with _errors_named(connection):
+        with errors_named(connection):
             cursor = connection.connection.cursor()
             cursor.execute(compiled.sql, compiled.parameters(row))
 
         def answer() -> Sequence[Any] | None:
-            with _errors_named(connection), closing(cursor):
+            with errors_named(connection), closing(cursor):
                 found: Sequence[Any] | None = cursor.fetchone()
             return found
 
@@ -79,12 +79,12 @@ def in_one_go(connection: sa.Connection) -> Iterator[None]:
         yield
         return
     driver: Any = connection.connection.driver_connection
-    with _errors_named(connection), driver.pipeline():
+    with errors_named(connection), driver.pipeline():
         yield
 
 
 @contextmanager
-def _errors_named(connection: sa.Connection) -> Iterator[None]:
+def errors_named(connection: sa.Connection) -> Iterator[None]:
     """Raise the driver's errors as SQLAlchemy does; a connection that is lost goes back to no pool."""
     dialect = connection.dialect
     drivers = dialect.loaded_dbapi.Error
