@@ -4,6 +4,8 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.databases import opened
 from tests.invariants import check
 from tests.polling import until
@@ -17,6 +19,7 @@ OTHERS = 5
 PLAN: Plan = {"a": [], "b": ["a"]}
 
 
+@pytest.mark.soak
 async def test_a_hundred_runs_of_a_killed_worker_are_finished_and_others_do_not_wait_for_them(
     database_url: str, scripted_model: ScriptedModel, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def is_draining(process: ServiceProcess) -> bool:
     return "draining" in process.log
 
 
-@pytest.mark.parametrize("processes", sizes(3, 40))
+@pytest.mark.parametrize("processes", sizes(1, 40))
 async def test_a_process_killed_by_a_second_signal_leaves_its_run_to_the_next(
     database_url: str, start_process: StartProcess, scripted_model: ScriptedModel, processes: int
 ) -> None:
