@@ -1,5 +1,6 @@
 """Databases of both kinds, a scripted model, and the service as a process, for every test that asks."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
@@ -10,6 +11,9 @@ from tests.databases import KINDS, Databases
 from tests.postgres import Postgres
 from tests.scripted_model import ScriptedModel, script
 from tests.service_process import ServiceProcess, StartProcess, against
+
+# A shell's background jobs ignore it, and so would every process that the tests start from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

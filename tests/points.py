@@ -128,12 +128,8 @@ def _within_the_plans_rows(wanted: Wanted, point: str) -> None:
 
     def hit_halfway(self: stored.Rows, connection: sa.Connection) -> None:
         if self in marked:
-            sa.event.listen(connection, "before_execute", lambda _c, statement, *_: _at(statement))
+            _changes._STATEMENTS["dependencies"].write = lambda *_: hit(point)
         write(self, connection)
-
-    def _at(statement: Any) -> None:
-        if getattr(getattr(statement, "table", None), "name", None) == "dependencies":
-            hit(point)
 
     _changes.Rows.add_plan = noted
     _changes.Rows.write = hit_halfway

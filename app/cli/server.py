@@ -17,6 +17,8 @@ from app.cli.terminal import leave
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_IDLE_SECONDS = 75
+"""For connections that clients keep: longer than they do, or a request meets a connection that is being closed."""
 _REQUEST_SECONDS = 2
 """For requests that are still being answered when the worker has drained; those that wait are answered before."""
 
@@ -102,6 +104,7 @@ def _run(app: "FastAPI", listening: socket.socket, greeting: str, signals: Signa
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_REQUEST_SECONDS,
     )
     server = _Server(config, app, greeting)
