@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from uuid import UUID
 
 import structlog
@@ -31,6 +31,8 @@ from app.storage.runs import end_unfinished
 log = structlog.get_logger(__name__)
 
 _NO_FLAGS = Flags(stop_requested=None, answers=0)
+_AT_ONCE = 500
+"""Leases that one statement names: of ten thousand PostgreSQL says that its stack is too small."""
 _FLAGS_SECONDS = 1.0
 _HOUSEKEEPING_SECONDS = 3600.0
 
@@ -164,15 +166,13 @@ class Worker:
 
     @unbroken
     async def _renew(self) -> None:
-        leases = [driver.lease for driver in self._drivers.values()]
-        if not leases:
-            return
-        async with self._database.write() as connection:
-            kept = await renew(connection, leases, lease_ms=self._lease_ms)
-        for lease in leases:
-            if lease.run_id not in kept and self._is_current(lease):
-                log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
-                self._driving[lease.run_id].cancel()
+        for leases in _some_at_a_time([driver.lease for driver in self._drivers.values()]):
+            async with self._database.write() as connection:
+                kept = await renew(connection, leases, lease_ms=self._lease_ms)
+            for lease in leases:
+                if lease.run_id not in kept and self._is_current(lease):
+                    log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
+                    self._driving[lease.run_id].cancel()
 
     async def _look_at_flags(self) -> None:
         await self._look(self._drivers)
@@ -185,8 +185,10 @@ class Worker:
         heard = {driver: driver.heard for driver in map(self._drivers.__getitem__, run_ids)}
         if not heard:
             return
+        asked: dict[RunId, Flags] = {}
         async with self._database.read() as connection:
-            asked = await flags(connection, [driver.lease for driver in heard])
+            for leases in _some_at_a_time([driver.lease for driver in heard]):
+                asked |= await flags(connection, leases)
         for driver, before in heard.items():
             if driver.heard != before:
                 continue  # a commit of its own has told it more than this look, which may be older
@@ -255,3 +257,8 @@ class Worker:
     def _is_current(self, lease: Lease) -> bool:
         driver = self._drivers.get(lease.run_id)
         return driver is not None and driver.lease is lease
+
+
+def _some_at_a_time(leases: Sequence[Lease]) -> Iterator[Sequence[Lease]]:
+    for first in range(0, len(leases), _AT_ONCE):
+        yield leases[first : first + _AT_ONCE]

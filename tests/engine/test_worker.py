@@ -1,6 +1,7 @@
 """Workers: whom they serve, how they share places, how they stop runs and how they stop themselves."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from app.storage.database import Database
 from app.storage.steering import request_cancel
 from tests.engine.conftest import WITHIN_SECONDS, Engine, Gates
 from tests.invariants import check
+from tests.polling import until
 from tests.scripted_model import DIAMOND, Plan, error, hang, plan_reply, script, text
 from tests.stored import T, expire, make_run, row_of, rows_of, the_run
 
@@ -411,3 +413,27 @@ async def test_a_run_with_a_long_wait_keeps_it_through_a_drain(engine: Engine, d
 
 async def test_draining_while_nothing_runs_ends_at_once(engine: Engine) -> None:
     await engine.worker().drain()
+
+
+async def test_a_worker_keeps_more_leases_than_one_statement_names(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.worker._AT_ONCE", 2)
+    gates = Gates()
+    engine.model.begin(script({("executor", "a"): gates}))
+    engine.worker(lease_seconds=0.6)
+    runs = [await make_run(database, plan=ONE) for _ in range(5)]
+    await engine.model.until(lambda: len(engine.model.calls) == 5)
+    claimed = [(await row_of(database, run_id))["ready_at"] for run_id in runs]
+
+    async def renewed(run_id: RunId, due: int) -> bool:
+        return bool((await row_of(database, run_id))["ready_at"] > due)
+
+    for run_id, due in zip(runs, claimed, strict=True):
+        await until(partial(renewed, run_id, due), within_seconds=WITHIN_SECONDS)
+    await cancel(database, runs[-1])
+    assert (await engine.ended(runs[-1])).status == "cancelled"
+    gates.open("a")
+    for run_id in runs[:-1]:
+        assert (await engine.ended(run_id)).status == "succeeded"
+        assert (await row_of(database, run_id))["epoch"] == 1
