@@ -25,7 +25,7 @@ pwd > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"
 endef
 
 COMPILE := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-annotate --no-header --extra postgres
+	--no-emit-index-url --no-annotate --no-header --extra postgres --extra mcp
 
 COMPILE_PEER := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --constraints benchmarks/compare/peers

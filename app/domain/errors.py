@@ -6,13 +6,17 @@ PlanwaveError
 ├── StorageUnavailable    the database is away or locked; try again
 │   ├── StorageFull       it has no room for the write
 │   └── StorageConflict   it gave up the transaction in favour of another; the same once more may pass
-└── ModelError            a model call that gave nothing usable
-    ├── TransportFault    the endpoint did not answer properly; the same call may work later
-    ├── CallRefused       the endpoint will never answer this call (400, 404, 422 ...)
-    │   ├── FormatRefused it refuses the response format asked for; ask with a simpler one
-    │   └── AuthFailed    401 or 403
-    └── SpoiledAnswer     an answer came, and cannot be used
-        └── ModelDeclined the model or its filter will not do it; asking again is no use
+├── ModelError            a model call that gave nothing usable
+│   ├── TransportFault    the endpoint did not answer properly; the same call may work later
+│   ├── CallRefused       the endpoint will never answer this call (400, 404, 422 ...)
+│   │   ├── FormatRefused it refuses the response format asked for; ask with a simpler one
+│   │   ├── ToolsRefused  it takes no tools; ask with them described in words
+│   │   └── AuthFailed    401 or 403
+│   └── SpoiledAnswer     an answer came, and cannot be used
+│       └── ModelDeclined the model or its filter will not do it; asking again is no use
+└── ToolError             a tool call that gave no result
+    ├── ToolRetry         the model reads why, and may do better
+    └── ToolFailed        nothing that the model says will help
 """
 
 from app.domain.usage import Usage
@@ -83,6 +87,10 @@ class FormatRefused(CallRefused):
         self.level = level
 
 
+class ToolsRefused(CallRefused):
+    """The endpoint, or the model behind it, does not take tools."""
+
+
 class AuthFailed(CallRefused):
     """The endpoint does not accept our credentials."""
 
@@ -101,3 +109,26 @@ class SpoiledAnswer(ModelError):
 
 class ModelDeclined(SpoiledAnswer):
     """A refusal or a content filter: the same question would be declined again."""
+
+
+class ToolError(PlanwaveError):
+    """A tool call without a result. `kind` says which sort and is stored with the call; the model reads the message.
+
+    `may_have_acted` is False only where the call certainly changed nothing outside.
+    """
+
+    code = "tool_error"
+
+    def __init__(self, message: str, *, kind: str, may_have_acted: bool = True) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+        self.may_have_acted = may_have_acted
+
+
+class ToolRetry(ToolError):
+    """Other arguments, or the same later, may work: the model is told and goes on."""
+
+
+class ToolFailed(ToolError):
+    """The tool will not work for this task now: the attempt is spoiled."""

@@ -176,3 +176,14 @@ class Strategy(StrEnum):
     RETRY = "retry"
     SKIP = "skip"
     REPLAN = "replan"
+
+
+class SideEffects(StrEnum):
+    """What calling a tool changes in the world, and so whether a call may be repeated."""
+
+    # Nothing: it may be called again at any time.
+    NONE = "none"
+    # Something, once for each idempotency key: the same call may be sent again.
+    IDEMPOTENT = "idempotent"
+    # Something, each time: what is not known to have failed is never sent again without a person.
+    ONCE = "once"
