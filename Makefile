@@ -51,7 +51,7 @@ serve: $(VENV)/.runtime ## the service on http://127.0.0.1:8000, with /docs, unt
 	@$(BIN)/planwave serve
 
 test: $(VENV)/.development ## every test, on SQLite and PostgreSQL; some of them: make test TESTS=tests/domain
-	$(BIN)/pytest -q -m "not soak" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.development ## ruff: rules and format
 	$(BIN)/ruff check

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -17,14 +17,15 @@ from app.engine.clock import Clock
 from app.engine.driver import Driver
 from app.engine.places import Places
 from app.engine.recorder import Recorder
-from app.engine.suspects import SortedOut, crash_loop
+from app.engine.suspects import SortedOut, crash_loop, is_suspect
 from app.engine.throttle import Throttle
 from app.engine.workshop import Workshop
 from app.llm.chat import ChatModel
 from app.settings import Settings
 from app.storage.changes import Changes, write
 from app.storage.database import Database, unbroken
-from app.storage.dispatch import Flags, Lease, claim, flags, release, renew
+from app.storage.dispatch import Flags, Lease, claim, flags, release, renew, set_owner
+from app.storage.faults import patient
 from app.storage.idempotency import forget_old_keys
 from app.storage.runs import end_unfinished
 
@@ -43,7 +44,7 @@ class Worker:
     def __init__(self, database: Database, model: ChatModel, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._owner = f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid4().hex[:12]}"  # no other process has it, ever
         self._lease_ms = int(settings.lease_seconds * 1000)
         clock = Clock()
         places = Places(settings.llm_max_concurrency)
@@ -63,7 +64,7 @@ class Worker:
         self._driving: dict[RunId, asyncio.Task[None]] = {}
         self._work_may_be_due = asyncio.Event()
         self._flags_may_be_set = asyncio.Event()
-        self._asked: set[RunId] = set()  # of which clients have asked something just now
+        self._renewed_at = 0.0  # by the loop's clock
         database.on_request(self._requested)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -72,8 +73,7 @@ class Worker:
             recording = group.create_task(self._recorder.run())
             keepers = [
                 group.create_task(self._every(self._settings.lease_seconds / 3, self._renew)),
-                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags)),
-                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_asked, self._flags_may_be_set)),
+                group.create_task(self._every(_FLAGS_SECONDS, self._look_at_flags, self._flags_may_be_set)),
                 group.create_task(self._every(_HOUSEKEEPING_SECONDS, self._forget)),
                 group.create_task(self._wake_on(stop)),
             ]
@@ -94,6 +94,8 @@ class Worker:
                 await self._wait(self._work_may_be_due, self._settings.poll_seconds)
                 continue
             for lease in claimed.driven:
+                if lease.run_id in self._drivers:
+                    await self._abandon(self._drivers[lease.run_id])
                 self._start(lease, group)
             for lease in claimed.given_up:
                 log.error("run given up", run_id=str(lease.run_id), takeovers=lease.takeovers)
@@ -120,15 +122,18 @@ class Worker:
     async def _claim(self, limit: int) -> SortedOut | None:
         """What is due; None when there is nothing, or no database to ask."""
         try:
+            if asyncio.get_running_loop().time() - self._renewed_at > self._settings.lease_seconds / 2:
+                await self._renew()  # what it drives itself must not seem abandoned
             async with self._database.write() as connection:
-                leases = await claim(
-                    connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms, driven=list(self._drivers)
-                )
+                leases = await claim(connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms)
                 claimed = SortedOut.of(leases)
                 # In the claim's own transaction: a death right after it must not be charged to these.
                 for lease in claimed.handed_back:
                     await release(connection, lease, ready_in_ms=0)
                     await self._database.announce(connection, lease.run_id)
+                for lease in claimed.driven if self._drivers else ():
+                    if is_suspect(lease):
+                        await set_owner(connection, lease, None)
         except StorageUnavailable as error:
             log.warning("database away, not claiming", reason=str(error.__cause__))
             return None
@@ -137,11 +142,19 @@ class Worker:
         self._shop.clock.set(leases[0].claimed_at)
         return claimed
 
+    async def _abandon(self, driver: Driver) -> None:
+        """Stop driving a run whose lease has run out under us, and which we have just claimed anew."""
+        driving = self._driving[driver.lease.run_id]
+        driving.cancel()
+        await asyncio.wait([driving])
+
     async def _drive(self, driver: Driver, *, after: Collection[asyncio.Task[None]]) -> None:
         lease = driver.lease
         try:
             if after:
                 await asyncio.wait(after)
+                if not await self._own(lease):
+                    return
             await driver.drive()
         except Exception:
             log.exception("driver broke", run_id=str(lease.run_id))
@@ -150,6 +163,12 @@ class Worker:
             self._drivers.pop(lease.run_id, None)
             self._driving.pop(lease.run_id, None)
             self._work_may_be_due.set()
+
+    @patient
+    @unbroken
+    async def _own(self, lease: Lease) -> bool:
+        async with self._database.write() as connection:
+            return await set_owner(connection, lease, self._owner)
 
     @unbroken
     async def _fail(self, lease: Lease, error: RunError) -> None:
@@ -166,6 +185,7 @@ class Worker:
 
     @unbroken
     async def _renew(self) -> None:
+        began = asyncio.get_running_loop().time()
         for leases in _some_at_a_time([driver.lease for driver in self._drivers.values()]):
             async with self._database.write() as connection:
                 kept = await renew(connection, leases, lease_ms=self._lease_ms)
@@ -173,27 +193,20 @@ class Worker:
                 if lease.run_id not in kept and self._is_current(lease):
                     log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
                     self._driving[lease.run_id].cancel()
+        self._renewed_at = began
 
     async def _look_at_flags(self) -> None:
-        await self._look(self._drivers)
-
-    async def _look_at_asked(self) -> None:
-        asked, self._asked = self._asked, set()
-        await self._look(asked & self._drivers.keys())
-
-    async def _look(self, run_ids: Collection[RunId]) -> None:
-        heard = {driver: driver.heard for driver in map(self._drivers.__getitem__, run_ids)}
+        heard = {driver: driver.heard for driver in self._drivers.values()}
         if not heard:
             return
-        asked: dict[RunId, Flags] = {}
         async with self._database.read() as connection:
-            for leases in _some_at_a_time([driver.lease for driver in heard]):
-                asked |= await flags(connection, leases)
+            asked = await flags(connection, self._owner)
         for driver, before in heard.items():
             if driver.heard != before:
                 continue  # a commit of its own has told it more than this look, which may be older
-            if driver.lease.run_id in asked:
-                driver.heed(asked[driver.lease.run_id])
+            lease = driver.lease
+            if (found := asked.get((lease.tenant_id, lease.run_id, lease.token))) is not None:
+                driver.heed(found)
             elif driver.is_stopping:
                 driver.heed(_NO_FLAGS)  # the request was taken back
 
@@ -224,12 +237,14 @@ class Worker:
     async def _every(
         self, seconds: float, do: Callable[[], Awaitable[None]], sooner: asyncio.Event | None = None
     ) -> None:
-        """Do it again and again, `sooner` when that is set; a database that is away ends nothing."""
+        """Do it again and again, `sooner` when that is set; a database that is away ends nothing, nor does a fault."""
         while True:
             try:
                 await do()
             except StorageUnavailable as error:
                 log.warning("database away", doing=do.__name__, reason=str(error.__cause__))
+            except Exception:
+                log.exception("worker broke", doing=do.__name__)  # its runs go on while their leases last
             if sooner is None:
                 await asyncio.sleep(seconds)
             else:
@@ -249,7 +264,6 @@ class Worker:
 
     def _requested(self, run_id: UUID) -> None:
         if RunId(run_id) in self._drivers:
-            self._asked.add(RunId(run_id))
             self._flags_may_be_set.set()
         else:
             self._work_may_be_due.set()

@@ -16,7 +16,7 @@ from app.domain.ids import RunId, TenantId
 from app.domain.status import StopRequest
 from app.storage.database import now_ms
 from app.storage.statements import Statement
-from app.storage.tables import CLAIMABLE_RUNS, runs
+from app.storage.tables import ASKED_RUNS, CLAIMABLE_RUNS, runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +52,13 @@ class Flags:
     answers: int
 
 
-async def claim(
-    connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int, driven: Collection[RunId] = ()
-) -> list[Lease]:
+async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int) -> list[Lease]:
     """Lease up to `limit` due runs, the most urgent first: queued, delayed and abandoned runs are one predicate.
 
-    `driven` are the runs that the caller drives already: a lease that ran out under it is renewed, not taken anew.
+    A run whose lease ran out under its `lease_owner` is charged with a take-over.
     """
     token = uuid4()
-    due = sa.and_(CLAIMABLE_RUNS, runs.c.ready_at <= now_ms(), runs.c.id.not_in(driven))
+    due = sa.and_(CLAIMABLE_RUNS, runs.c.ready_at <= now_ms())
     picked = (
         sa.select(runs.c.tenant_id, runs.c.id)
         .where(due)
@@ -76,7 +74,7 @@ async def claim(
             lease_token=token,
             lease_owner=owner,
             epoch=runs.c.epoch + 1,
-            takeovers=runs.c.takeovers + sa.case((runs.c.lease_token.is_not(None), 1), else_=0),
+            takeovers=runs.c.takeovers + sa.case((runs.c.lease_owner.is_not(None), 1), else_=0),
             ready_at=now_ms() + lease_ms,
         )
         .returning(runs.c.tenant_id, runs.c.id, runs.c.epoch, runs.c.takeovers, runs.c.priority, now_ms().label("now"))
@@ -112,12 +110,22 @@ async def renew(
     return {RunId(row.id): _stop(row.stop_requested) for row in await connection.execute(statement)}
 
 
-async def flags(connection: AsyncConnection, leases: Collection[Lease]) -> dict[RunId, Flags]:
-    """What clients ask of those of our runs of which they ask anything, or have answered anything."""
-    statement = sa.select(runs.c.id, runs.c.stop_requested, runs.c.answers).where(
-        _held_by(leases), runs.c.stop_requested.is_not(None) | (runs.c.answers > 0)
+async def set_owner(connection: AsyncConnection, lease: Lease, owner: str | None) -> bool:
+    """Say who drives a run that we hold; False when it is no longer ours.
+
+    None is for a run that is held and not driven yet: the death of its holder is not charged to it.
+    """
+    statement = sa.update(runs).where(_held_by([lease])).values(lease_owner=owner)
+    return (await connection.execute(statement)).rowcount == 1
+
+
+async def flags(connection: AsyncConnection, owner: str) -> dict[tuple[TenantId, RunId, UUID], Flags]:
+    """What clients ask of an owner's runs, by tenant, run and token: of those of which they ask, or have answered."""
+    statement = sa.select(runs.c.tenant_id, runs.c.id, runs.c.lease_token, runs.c.stop_requested, runs.c.answers).where(
+        runs.c.lease_owner == owner, ASKED_RUNS
     )
-    return {RunId(row.id): _flags(row) for row in await connection.execute(statement)}
+    rows = await connection.execute(statement)
+    return {(TenantId(row.tenant_id), RunId(row.id), row.lease_token): _flags(row) for row in rows}
 
 
 async def flags_locked(connection: AsyncConnection, lease: Lease) -> Flags | None:

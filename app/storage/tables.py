@@ -1,7 +1,8 @@
 """Every table, once: the migrations must equal this file (a test compares them).
 
 Times are integer milliseconds since 1970 UTC, read from the database's own clock. `tenant_id` leads every key, so that
-tenants can later be spread over several databases.
+tenants can later be spread over several databases. A table of a run's rows has its key and no second index that begins
+with the run: without statistics PostgreSQL takes the wrong one of the two, and reads the whole run for each row.
 """
 
 import sqlalchemy as sa
@@ -88,7 +89,8 @@ runs = sa.Table(
     sa.Column("created_at", Millis, nullable=False),
     sa.Column("started_at", Millis),
     sa.Column("finished_at", Millis),
-    # The lease. `ready_at` means "due" while no worker holds the run and "lease ends" while one does.
+    # The lease. `ready_at` means "due" while no worker holds the run and "lease ends" while one does. The owner drives
+    # it; a run that is held and has none waits for its turn in a worker, whose death is not charged to it.
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("ready_at", Millis, nullable=False),
     sa.Column("lease_token", sa.Uuid),
@@ -111,6 +113,9 @@ sa.Index(
     sqlite_where=CLAIMABLE_RUNS,
     postgresql_where=CLAIMABLE_RUNS,
 )
+# Held, and a client wants something of it that its worker looks for.
+ASKED_RUNS = sa.text("lease_owner IS NOT NULL AND (stop_requested IS NOT NULL OR answers > 0)")
+sa.Index("ix_runs_asked", runs.c.lease_owner, sqlite_where=ASKED_RUNS, postgresql_where=ASKED_RUNS)
 
 plans = sa.Table(
     "plans",
@@ -156,7 +161,6 @@ tasks = sa.Table(
     sa.Column("started_at", Millis),
     sa.Column("finished_at", Millis),
     _of_run(),
-    sa.UniqueConstraint("tenant_id", "run_id", "position"),
 )
 
 dependencies = sa.Table(
@@ -210,14 +214,42 @@ calls = sa.Table(
     sa.Column("input_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),
     sa.Column("cost_nano_usd", sa.BigInteger),
-    # What came back, where a later request quotes it (a rejected plan).
+    # What came back, where a later request quotes it: a rejected plan, a step that asked for tools.
     sa.Column("answer", sa.Text),
     sa.Column("error", Json),
     sa.Column("retry_at", Millis),
     sa.Column("started_at", Millis, nullable=False),
     sa.Column("finished_at", Millis),
     _of_run(),
-    sa.Index("ix_calls_tenant_id_run_id_task_key", "tenant_id", "run_id", "task_key"),
+)
+
+# Every call of a tool that a model has asked for, written before it is sent. `started_at` says whether it ever was:
+# those are what the run's `tool_calls` counts.
+tool_calls = sa.Table(
+    "tool_calls",
+    metadata,
+    _tenant(),
+    _run(),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("task_key", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    # The step that asked for it: the number of its model call; and the place among those that it asked for.
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    # As the model wrote them.
+    sa.Column("call_id", sa.Text, nullable=False),
+    sa.Column("tool", sa.Text, nullable=False),
+    sa.Column("arguments", sa.Text, nullable=False),
+    # The same for the same task, tool and arguments: what the tool is given as its key. NULL where they are no use.
+    sa.Column("idempotency_key", sa.String(64)),
+    sa.Column("side_effects", sa.String(16), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("error", Json),
+    sa.Column("asked_at", Millis, nullable=False),
+    sa.Column("started_at", Millis),
+    sa.Column("finished_at", Millis),
+    _of_run(),
 )
 
 # What a run asks of a person. Open: not answered, not closed. Answered and not closed: the answer waits for a worker.
@@ -232,6 +264,8 @@ reviews = sa.Table(
     sa.Column("task_key", sa.Text),
     # Of the plan that is to be approved.
     sa.Column("generation", sa.Integer),
+    # Of the tool call that it is about.
+    sa.Column("tool_call", sa.Integer),
     sa.Column("question", Json, nullable=False),
     sa.Column("allowed_answers", Json, nullable=False),
     sa.Column("answer", Json),

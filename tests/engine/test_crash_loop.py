@@ -188,6 +188,23 @@ async def test_calls_in_flight_come_back_before_the_suspect_begins_and_are_not_m
     assert len(engine.model.calls_for("0.x")) == 1
 
 
+async def test_a_death_while_a_suspect_waits_for_its_neighbours_is_not_charged_to_it(
+    engine: Engine, database: Database
+) -> None:
+    gates = Gates()
+    engine.model.begin(script({"executor": gates}))
+    worker, alone, neighbour = await in_flight_beside_a_suspect(engine, database)
+    await worker.die()
+    for run_id in (alone, neighbour):
+        await expire(database, run_id)
+    gates.open("x", "a", "y", "z")
+    engine.worker()
+    await engine.until_true(lambda: len(engine.model.calls_for("0.a")) == 1)
+    rows = [await row_of(database, run_id) for run_id in (alone, neighbour)]
+    assert rows[0]["takeovers"] in (0, 2)  # 0 once its call has come back
+    await succeed(engine, [alone, neighbour])
+
+
 async def test_a_worker_that_is_drained_while_a_suspect_waits_hands_both_back(
     engine: Engine, database: Database
 ) -> None:

@@ -12,7 +12,7 @@ from app.domain.ids import RunId, TenantId
 from app.domain.status import CLAIMABLE, CallStatus, RunStatus, Seat, StopRequest
 from app.storage import dispatch
 from app.storage.database import Database
-from app.storage.dispatch import Flags, Lease, claim, flags, flags_locked, release
+from app.storage.dispatch import Flags, Lease, flags, flags_locked, release, set_owner
 from tests.storage.leases import make_runs, now, released, renewed
 from tests.storage.twins import ANOTHER, all_of, make_twin, set_twin
 from tests.stored import (
@@ -147,14 +147,25 @@ async def test_a_run_is_due_from_the_very_millisecond_on(database: Database, mon
         assert len(await claim_due(database)) == due
 
 
-async def test_a_worker_does_not_claim_what_it_drives_already(database: Database) -> None:
-    mine, lost = await make_runs(database, 2)
-    await claim_due(database)
-    await expire(database, mine)
-    await expire(database, lost)
+async def test_the_end_of_a_holder_that_did_not_drive_yet_is_not_charged(database: Database) -> None:
+    run_id = await make_run(database)
+    lease = await claim_one(database)
     async with database.write() as connection:
-        leases = await claim(connection, owner="a", limit=9, lease_ms=MINUTE_MS, driven=[mine])
-    assert [lease.run_id for lease in leases] == [lost]
+        assert await set_owner(connection, lease, None)
+    await expire(database, run_id)
+    assert (await claim_one(database)).takeovers == 0
+    await expire(database, run_id)
+    assert (await claim_one(database)).takeovers == 1
+
+
+async def test_an_owner_is_named_for_a_run_that_is_still_held_only(database: Database) -> None:
+    run_id = await make_run(database)
+    lease = await claim_one(database)
+    await expire(database, run_id)
+    await claim_one(database)
+    async with database.write() as connection:
+        assert not await set_owner(connection, lease, "late")
+    assert (await row_of(database, run_id))["lease_owner"] == "a"
 
 
 async def test_a_claim_takes_only_what_it_has_picked_though_another_tenants_run_has_its_id(database: Database) -> None:
@@ -234,8 +245,11 @@ async def test_a_lease_of_one_run_renews_no_other_of_the_same_claim(database: Da
 
 
 async def seen(database: Database, *leases: Lease) -> dict[RunId, Flags]:
+    """What their owner is told of these."""
     async with database.read() as connection:
-        return await flags(connection, leases)
+        found = await flags(connection, "a")
+    named = {lease.run_id: (lease.tenant_id, lease.run_id, lease.token) for lease in leases}
+    return {run_id: found[lease] for run_id, lease in named.items() if lease in found}
 
 
 async def seen_locked(database: Database, lease: Lease) -> Flags | None:
@@ -261,7 +275,8 @@ async def test_a_look_at_the_flags_tells_of_those_of_our_runs_of_which_something
     await make_twin(database, ours.run_id)
     await set_twin(database, ours.run_id, answers=99)
     await set_run(database, lost.run_id, lease_token=uuid4())
-    assert await seen(database, ours, silent, lost) == {ours.run_id: asked}
+    await set_run(database, others.run_id, lease_owner="another")
+    assert await seen(database, ours, silent, lost, others) == {ours.run_id: asked}
     assert await seen_locked(database, ours) == asked
     assert await seen_locked(database, silent) == Flags(stop_requested=None, answers=0)
     assert await seen_locked(database, lost) is None
