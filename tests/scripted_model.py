@@ -61,12 +61,33 @@ class Call:
     @property
     def text(self) -> str:
         """The contents of all messages, one after the other."""
-        return "\n".join(message["content"] for message in self.messages)
+        return "\n".join(message["content"] or "" for message in self.messages)
 
     @property
     def response_format(self) -> Mapping[str, Any] | None:
         """How the answer was asked for; None for plain text."""
         return self.body.get("response_format")
+
+    @property
+    def tools(self) -> dict[str, dict[str, Any]]:
+        """The tools that were offered: description and parameters by name."""
+        return {tool["function"]["name"]: tool["function"] for tool in self.body.get("tools", ())}
+
+    @property
+    def tool_choice(self) -> str:
+        """Whether tools may be called now."""
+        return str(self.body.get("tool_choice", "auto" if "tools" in self.body else "none"))
+
+    @property
+    def tool_calls(self) -> list[tuple[str, dict[str, Any]]]:
+        """The tool calls of earlier answers as they were sent back: names and arguments, in order."""
+        asked = [call["function"] for message in self.messages for call in message.get("tool_calls") or ()]
+        return [(function["name"], json.loads(function["arguments"])) for function in asked]
+
+    @property
+    def tool_results(self) -> dict[str, str]:
+        """What the tools gave, by the id of the call, in order."""
+        return {m["tool_call_id"]: m["content"] for m in self.messages if m["role"] == "tool"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +132,14 @@ class Reply:
 
 def text(content: str | None, *, finish_reason: str = "stop", usage: Mapping[str, int] | None = None) -> Reply:
     """A completion with this content; `usage` defaults to 10 tokens in, 5 out."""
-    message = {"role": "assistant", "content": content, "refusal": None}
+    return message_reply({"content": content}, finish_reason=finish_reason, usage=usage)
+
+
+def message_reply(
+    message: Mapping[str, Any], *, finish_reason: str = "stop", usage: Mapping[str, int] | None = None
+) -> Reply:
+    """A completion with this message; `usage` as in `text`."""
+    message = {"role": "assistant", "refusal": None, **message}
     body = {
         "id": "chatcmpl-scripted",
         "object": "chat.completion",

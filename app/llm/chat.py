@@ -5,15 +5,57 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
+from app.domain.text import shortened, storable
 from app.domain.usage import Usage
+
+MAX_TOOL_NAME_CHARACTERS = 64
+"""Of a tool's name, as the Chat Completions API bounds it."""
+
+MAX_ARGUMENTS_CHARACTERS = 200_000
+"""Of a tool call's arguments."""
+
+_MAX_ID_CHARACTERS = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolOffer:
+    """A tool that the model may call; `parameters` is the JSON Schema of its arguments, an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A call that the model asks for. `arguments` is the JSON text as the model wrote it: it may be anything."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+def tool_call(*, id: str, name: str, arguments: str) -> ToolCall:  # noqa: A002 - the call's own word
+    """The call in characters that can be stored and within bounds; what is too long ends in `…`, which fits nothing."""
+    return ToolCall(
+        id=shortened(storable(id), _MAX_ID_CHARACTERS),
+        name=shortened(storable(name.strip()), MAX_TOOL_NAME_CHARACTERS),
+        arguments=shortened(storable(arguments.strip()), MAX_ARGUMENTS_CHARACTERS) or "{}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One message of a chat."""
+    """One message of a chat.
 
-    role: Literal["system", "user", "assistant"]
+    An assistant's message may hold the tool calls that it asked for, and then no text; each is answered by a `tool`
+    message with its id, before anything else is said.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: Sequence[ToolCall] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,31 +84,40 @@ class ChatRequest:
     """What is asked of a model.
 
     Where `response` is given, `format_at_most` is the strictest way of asking for it: a refusal of the format says
-    which level was refused, and the caller asks again below it. `headers` name the run, the seat and the task to
-    gateways and test models; `timeout_seconds` bounds the whole call, from the first byte sent to the last received.
+    which level was refused, and the caller asks again below it. The model may call any number of the `tools` at once;
+    with the choice `none` they are named because the messages speak of them, and it is to answer now. `headers` name
+    the run, the seat and the task to gateways and test models; `timeout_seconds` bounds the whole call, from the first
+    byte sent to the last received.
     """
 
     model: str
     messages: Sequence[Message]
     response: ResponseSchema | None = None
     format_at_most: FormatLevel = FormatLevel.JSON_SCHEMA
+    tools: Sequence[ToolOffer] = ()
+    tool_choice: Literal["auto", "none"] = "auto"
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: float = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatAnswer:
-    """What came back: text that is not empty, in characters that can be stored."""
+    """What came back, in characters that can be stored: text, tool calls, or both.
+
+    The text is empty only where there are tool calls. There are none where no tools were offered; where the choice was
+    `none` a model may call all the same. Their ids differ from each other and from those in the request.
+    """
 
     content: str
     model: str
     usage: Usage = Usage()
+    tool_calls: Sequence[ToolCall] = ()
 
 
 class ChatModel(Protocol):
     """Anything that answers a chat.
 
-    Raises `TransportFault`, `CallRefused` (also `FormatRefused`, `AuthFailed`) or `SpoiledAnswer` (also
+    Raises `TransportFault`, `CallRefused` (also `FormatRefused`, `ToolsRefused`, `AuthFailed`) or `SpoiledAnswer` (also
     `ModelDeclined`), and nothing else; never retries by itself.
     """
 

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 
 from app.domain.errors import CallRefused
 from app.domain.text import storable
-from app.llm.chat import ChatRequest, Message, ResponseSchema
+from app.llm.chat import ChatAnswer, ChatRequest, Message, ResponseSchema, ToolCall, ToolOffer, tool_call
 from app.llm.offline.brief import read
-from app.llm.offline.model import NAME, OfflineModel, tokens
-from app.llm.offline.toolcalls import Call, Offer, call_of, chosen
+from app.llm.offline.model import NAME, OfflineModel, calling
+from app.llm.offline.toolcalls import call_of, chosen
 
 _PIECE = re.compile(r".{1,24}(?=\s)|.{1,24}", re.S)
 
@@ -70,7 +70,7 @@ class FunctionOffer(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class ToolOffer(BaseModel):
+class OfferedTool(BaseModel):
     """A tool that may be called."""
 
     type: Literal["function"]
@@ -125,7 +125,7 @@ class ChatBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: Annotated[FreeFormat | SchemaFormat, Field(discriminator="type")] | None = None
-    tools: list[ToolOffer] | None = None
+    tools: list[OfferedTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -186,13 +186,7 @@ def _refusal(status: int, message: str, *, param: str | None, code: str | None) 
 
 
 def _asked(body: ChatBody, request: Request) -> ChatRequest:
-    """The request as the seam puts it; what tools said is not part of it."""
-    roles: dict[str, Literal["system", "user", "assistant"]] = {
-        "system": "system",
-        "developer": "system",
-        "user": "user",
-        "assistant": "assistant",
-    }
+    """The request as the seam puts it."""
     response = None
     match body.response_format:
         case SchemaFormat(json_schema=named):
@@ -201,74 +195,79 @@ def _asked(body: ChatBody, request: Request) -> ChatRequest:
             response = ResponseSchema(name="object", schema={"type": "object"})
     return ChatRequest(
         model=body.model,
-        messages=[Message(role=roles[m.role], content=m.text()) for m in body.messages if m.role in roles],
+        messages=[_message(message) for message in body.messages],
         response=response,
+        tools=[
+            ToolOffer(
+                name=tool.function.name,
+                description=tool.function.description or "",
+                parameters=tool.function.parameters or {"type": "object", "properties": {}},
+            )
+            for tool in body.tools or ()
+        ],
+        tool_choice="none" if body.tool_choice == "none" else "auto",
         headers={name: value for name, value in request.headers.items() if name.startswith("x-planwave-")},
     )
 
 
-def _tool_results(messages: Sequence[ChatMessage]) -> list[tuple[str, str]]:
-    """Names and texts of the tool messages after the last user message."""
-    names = {call.id: call.function.name for m in messages for call in m.tool_calls or () if call.function}
-    found: list[tuple[str, str]] = []
-    for message in messages:
-        if message.role == "user":
-            found = []
-        elif message.role in ("tool", "function"):
-            name = names.get(message.tool_call_id or "") or message.name or "tool"
-            found.append((storable(name), message.text()))
-    return found
+def _message(message: ChatMessage) -> Message:
+    match message.role:
+        case "system" | "developer":
+            return Message(role="system", content=message.text())
+        case "tool" | "function":
+            return Message(role="tool", content=message.text(), tool_call_id=message.tool_call_id or message.name)
+        case "user" | "assistant" as role:
+            calls = [
+                tool_call(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in message.tool_calls or ()
+                if call.function
+            ]
+            return Message(role=role, content=message.text(), tool_calls=calls)
 
 
-def _calls(body: ChatBody, asked: ChatRequest, *, answered: bool) -> list[Call]:
-    """The tools that this answer calls; once a tool has answered, only where the client insists."""
-    offers = [
-        Offer(
-            name=tool.function.name,
-            description=tool.function.description or "",
-            parameters=tool.function.parameters or {"type": "object", "properties": {}},
-        )
-        for tool in body.tools or ()
-    ]
+def _answer(model: OfflineModel, body: ChatBody, asked: ChatRequest) -> ChatAnswer:
+    """The model's answer, with tool calls where the client insists on them, and no more at once than it takes."""
+    answer = model.answer(asked)
+    named = isinstance(body.tool_choice, NamedTool)
+    calls = _insisted(body, asked) if named else answer.tool_calls or _insisted(body, asked)
+    if body.parallel_tool_calls is False:
+        calls = calls[:1]
+    return calling(calls, asked) if calls else answer
+
+
+def _insisted(body: ChatBody, asked: ChatRequest) -> Sequence[ToolCall]:
+    """The calls that must be made, whatever the model would do."""
     question = read(asked).asked
-    if isinstance(body.tool_choice, NamedTool):
-        name = body.tool_choice.function.name
-        if named := [call_of(offer, question) for offer in offers if offer.name == name]:
-            return named[:1]
-        raise HTTPException(400, "tool_choice names a tool that is not among the tools")
-    if body.tool_choice == "required" and not offers:
-        raise HTTPException(400, "tool_choice asks for a tool, and there are no tools")
-    calls: list[Call] = []
-    if body.tool_choice == "required" or (body.tool_choice != "none" and not answered):
-        calls = chosen(question, offers)
-    if body.tool_choice == "required" and not calls:
-        calls = [call_of(offer, question) for offer in offers[:1]]
-    return calls[:1] if body.parallel_tool_calls is False else calls
+    match body.tool_choice:
+        case NamedTool(function=named):
+            for offer in asked.tools:
+                if offer.name == named.name:
+                    return [call_of(offer, question, asked)]
+            raise HTTPException(400, "tool_choice names a tool that is not among the tools")
+        case "required":
+            if not asked.tools:
+                raise HTTPException(400, "tool_choice asks for a tool, and there are no tools")
+            return chosen(question, asked) or [call_of(asked.tools[0], question, asked)]
+    return []
 
 
 def _completion(model: OfflineModel, body: ChatBody, asked: ChatRequest) -> dict[str, Any]:
     """A `chat.completion` object."""
-    results = _tool_results(body.messages)
-    answer = model.answer(asked, results)
+    answer = _answer(model, body, asked)
     said = "\n".join(m.text() for m in body.messages)
     identity = sha256(f"{storable(body.model)}\n{said}".encode()).hexdigest()[:24]
     message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None, "annotations": []}
     finish = "stop"
-    if calls := _calls(body, asked, answered=bool(results)):
-        functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
-        message["content"] = None
+    input_tokens, output_tokens = answer.usage.input_tokens, answer.usage.output_tokens
+    limit = body.max_completion_tokens or body.max_tokens
+    if answer.tool_calls:
+        message["content"], finish = None, "tool_calls"
         message["tool_calls"] = [
-            {"id": f"call_{identity[:20]}{n}", "type": "function", "function": function}
-            for n, function in enumerate(functions)
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.tool_calls
         ]
-        finish = "tool_calls"
-        output_tokens = sum(tokens(f"{call.name}{call.arguments}") for call in calls)
-    else:
-        limit = body.max_completion_tokens or body.max_tokens
-        if limit is not None and answer.usage.output_tokens > limit:
-            message["content"], finish = answer.content[: 4 * limit], "length"
-        output_tokens = tokens(message["content"])
-    input_tokens = answer.usage.input_tokens + sum(tokens(text) for _, text in results)
+    elif limit is not None and output_tokens > limit:
+        message["content"], finish, output_tokens = answer.content[: 4 * limit], "length", limit
     return {
         "id": f"chatcmpl-{identity}",
         "object": "chat.completion",

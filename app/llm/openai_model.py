@@ -4,9 +4,9 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import openai
@@ -16,31 +16,28 @@ from app.domain.errors import (
     CallRefused,
     FormatRefused,
     ModelDeclined,
-    ModelError,
     SpoiledAnswer,
+    ToolsRefused,
     TransportFault,
 )
 from app.domain.text import shortened, storable
 from app.domain.usage import Usage
-from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel
+from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel, Message, ToolCall, tool_call
+from app.llm.refusals import named
 from app.llm.transport import Transport, TransportError
 
 _SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for no key
-_MAX_HEADER_CHARACTERS = 64
-_MAX_ERROR_CHARACTERS = 4_000
-_TRANSIENT_STATUSES = {408, 409, 425, 429}
 _MAX_TOKENS = 10**7  # more than any model reads or writes in a call: beyond it the count is not true
-_FORMAT_WORDS = re.compile(r"response_format|json_schema|json_object|structured[ _]output", re.IGNORECASE)
+_NO_NAME_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
 _SECRET = re.compile(r"\b(?:sk|pk|rk|key)-[A-Za-z0-9_-]{12,}|(?<=Bearer )\S{12,}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class OpenAIModel:
     """The `ChatModel` of an endpoint. One client and connection pool per process; no retries of its own.
 
     It remembers which response format the endpoint takes, per model and for strict schemas and others apart:
-    `json_schema`, else `json_object`, else text.
+    `json_schema`, else `json_object`, else text; requests with tools are apart as well, for some endpoints take a
+    format or tools, not both. It also remembers which models take no tools.
     """
 
     def __init__(self, *, base_url: str | None, api_key: str, max_concurrency: int, max_answer_bytes: int) -> None:
@@ -53,14 +50,14 @@ class OpenAIModel:
         self._transport = Transport(max_connections=max_concurrency, max_bytes=max_answer_bytes)
         visible = "".join(character for character in api_key if " " < character <= "~")
         self._key = visible if len(visible) >= _SHORTEST_SECRET else ""
-        self._levels: dict[tuple[str, bool], FormatLevel] = {}
+        self._levels: dict[tuple[str, bool, bool], FormatLevel] = {}
+        self._without_tools: dict[str, str] = {}
 
     async def complete(self, request: ChatRequest) -> ChatAnswer:
         """Ask once; see `ChatModel` for what it raises."""
-        level = FormatLevel.TEXT
-        if request.response is not None:
-            known = self._levels.get((request.model, request.response.strict), FormatLevel.JSON_SCHEMA)
-            level = min(known, request.format_at_most)
+        if request.tools and (refusal := self._without_tools.get(request.model)) is not None:
+            raise ToolsRefused(refusal, kind="tools_refused")
+        level = self._level(request)
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 body = await self._send(request, level)
@@ -68,6 +65,9 @@ class OpenAIModel:
         except TimeoutError:
             seconds = f"{request.timeout_seconds:g}"
             raise TransportFault(f"No complete answer within {seconds} s.", kind="timeout") from None
+        except ToolsRefused as refusal:
+            self._without_tools[request.model] = refusal.message
+            raise
         except CallRefused as refusal:
             if level is FormatLevel.TEXT or isinstance(refusal, AuthFailed) or refusal.kind in _NEVER_THE_FORMAT:
                 raise
@@ -83,31 +83,29 @@ class OpenAIModel:
         """Close the connections."""
         await self._transport.close()
 
+    def _level(self, request: ChatRequest) -> FormatLevel:
+        """How strictly JSON is asked for."""
+        if request.response is None:
+            return FormatLevel.TEXT
+        known = self._levels.get((request.model, request.response.strict, bool(request.tools)), FormatLevel.JSON_SCHEMA)
+        return min(known, request.format_at_most)
+
     def _remember(self, request: ChatRequest, level: FormatLevel) -> None:
         """The endpoint takes this format from this model, whatever became of the answer."""
         if request.response is not None:
-            self._levels[request.model, request.response.strict] = level
+            self._levels[request.model, request.response.strict, bool(request.tools)] = level
 
     async def _send(self, request: ChatRequest, level: FormatLevel) -> bytes:
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-        }
-        if request.response is not None and level is FormatLevel.JSON_SCHEMA:
-            asked = request.response
-            schema = {"name": asked.name, "schema": dict(asked.schema), "strict": asked.strict}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif request.response is not None and level is FormatLevel.JSON_OBJECT:
-            body["response_format"] = {"type": "json_object"}
         try:
-            sent = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+            sent = json.dumps(_body(request, level), ensure_ascii=False, separators=(",", ":")).encode()
             response = await self._transport.post(self._url, headers={**self._headers, **request.headers}, body=sent)
         except (TransportError, UnicodeError) as error:
             words = self._without_key(shortened(str(error), 300))
             raise TransportFault(f"Connection failed: {words}", kind="connection") from None
         if response.status >= 300:
             text = self._without_key(response.body.decode(errors="replace"))
-            raise _named(response.status, response.headers, text, asked_for_json=level is not FormatLevel.TEXT)
+            asked_for_json = level is not FormatLevel.TEXT
+            raise named(response.status, response.headers, text, request, asked_for_json=asked_for_json)
         content_type = response.headers.get("content-type", "application/json").lower()
         if "json" not in content_type and "text/plain" not in content_type:
             got = self._without_key(shortened(content_type, 80))
@@ -121,6 +119,56 @@ class OpenAIModel:
 
 
 _NEVER_THE_FORMAT = {"not_found", "redirected", "context_length_exceeded"}
+
+
+def _body(request: ChatRequest, level: FormatLevel) -> dict[str, Any]:
+    """The request in the API's words."""
+    offered = {tool.name for tool in request.tools}
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": [_message(message, offered) for message in request.messages],
+    }
+    if request.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": dict(tool.parameters),
+                },
+            }
+            for tool in request.tools
+        ]
+    if request.tools and request.tool_choice != "auto":  # `auto` goes without saying, and not everywhere with it
+        body["tool_choice"] = request.tool_choice
+    if request.response is not None and level is FormatLevel.JSON_SCHEMA:
+        asked = request.response
+        schema = {"name": asked.name, "schema": dict(asked.schema), "strict": asked.strict}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif request.response is not None and level is FormatLevel.JSON_OBJECT:
+        body["response_format"] = {"type": "json_object"}
+    return body
+
+
+def _message(message: Message, offered: Set[str]) -> dict[str, Any]:
+    """The message as it is sent. A name that the model made up is put so that endpoints take it back."""
+    if message.role == "tool":
+        return {"role": "tool", "tool_call_id": message.tool_call_id or "", "content": message.content}
+    if not message.tool_calls:
+        return {"role": message.role, "content": message.content}
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {
+                "name": call.name if call.name in offered else _NO_NAME_CHARACTERS.sub("_", call.name) or "_",
+                "arguments": call.arguments,
+            },
+        }
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content or None, "tool_calls": calls}
 
 
 def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:
@@ -137,39 +185,90 @@ def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:
     if error := completion.get("error"):
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
-        raise _named(status, {}, json.dumps(error), asked_for_json=request.response is not None)
+        raise named(status, {}, json.dumps(error), request, asked_for_json=request.response is not None)
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise TransportFault("The body holds no choice with a message.", kind="bad_body")
     content = _text(message.get("content"))
-    usage = _usage(completion.get("usage"), request, content)
-    if spoiled := _spoiled(choice, message, content):
+    called = _called(message)
+    calls = _calls(called, request)
+    written = len(content) + sum(len(call.name) + len(call.arguments) for call in calls or ())
+    usage = _usage(completion.get("usage"), request, written)
+    if spoiled := _spoiled(choice, message, content, called, request):
         kind, words = spoiled
         error_type = ModelDeclined if kind in ("refusal", "content_filter") else SpoiledAnswer
-        raise error_type(words, kind=kind, usage=usage, content=storable(content) if kind == "length" else "")
+        partial = storable(content) if kind == "length" and not called else ""
+        raise error_type(words, kind=kind, usage=usage, content=partial)
+    if calls is None:
+        raise SpoiledAnswer("A tool call in the answer cannot be read.", kind="bad_tool_call", usage=usage)
     model = completion.get("model")
     return ChatAnswer(
-        content=storable(content), model=storable(model) if isinstance(model, str) else request.model, usage=usage
+        content=storable(content) if content.strip() else "",
+        model=storable(model) if isinstance(model, str) else request.model,
+        usage=usage,
+        tool_calls=calls,
     )
 
 
-def _spoiled(choice: Mapping[str, Any], message: Mapping[str, Any], content: str) -> tuple[str, str] | None:
+def _spoiled(
+    choice: Mapping[str, Any], message: Mapping[str, Any], content: str, called: list[Any], request: ChatRequest
+) -> tuple[str, str] | None:
     """Why this answer cannot be used, as kind and words; None when it can."""
     if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
         return "refusal", f"The model refused: {shortened(refusal, 500)}"
-    match choice.get("finish_reason"):
+    finish = choice.get("finish_reason")
+    match finish:
         case "content_filter":
             return "content_filter", "The endpoint's content filter stopped the answer."
         case "length":
             return "length", "The answer was cut off at the endpoint's length limit."
-    called = message.get("function_call")
-    if message.get("tool_calls") or (isinstance(called, dict) and called.get("name")):
+    if called and not request.tools:
         return "unexpected_tool_call", "The model called a tool that it was not given."
-    if not content.strip():
+    if request.tools and not called and finish in ("tool_calls", "function_call"):
+        return "bad_tool_call", "The answer is to call tools, and holds no call."
+    if not called and not content.strip():
         return "empty", "The answer is empty."
     return None
+
+
+def _called(message: Mapping[str, Any]) -> list[Any]:
+    """The tool calls of a message as they came; `function_call` is what the API had before them."""
+    if calls := message.get("tool_calls"):
+        return calls if isinstance(calls, list) else [calls]
+    called = message.get("function_call")
+    return [{"function": called}] if isinstance(called, dict) and called.get("name") else []
+
+
+def _calls(called: list[Any], request: ChatRequest) -> tuple[ToolCall, ...] | None:
+    """The calls with ids that differ from each other and from those in the request; None where one is no call."""
+    taken = {call.id for message in request.messages for call in message.tool_calls}
+    calls: list[ToolCall] = []
+    for entry in called:
+        function = entry.get("function") if isinstance(entry, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not name.strip():
+            return None
+        try:
+            arguments = _arguments(function.get("arguments"))
+        except (ValueError, RecursionError):
+            return None
+        given = entry.get("id")
+        call = tool_call(id=given.strip() if isinstance(given, str) else "", name=name, arguments=arguments)
+        if not call.id or call.id in taken:
+            # Nine letters and digits: Mistral's servers take no other ids.
+            call = replace(call, id=next(free for n in count(1) if (free := f"call{n:05}") not in taken))
+        taken.add(call.id)
+        calls.append(call)
+    return tuple(calls)
+
+
+def _arguments(given: object) -> str:
+    """Arguments as text; some servers send the object itself, or nothing where there are none."""
+    if isinstance(given, str):
+        return given
+    return "{}" if given is None else json.dumps(given, ensure_ascii=False)
 
 
 def _text(content: object) -> str:
@@ -182,7 +281,7 @@ def _text(content: object) -> str:
     return ""
 
 
-def _usage(reported: object, request: ChatRequest, content: str) -> Usage:
+def _usage(reported: object, request: ChatRequest, written: int) -> Usage:
     """What the endpoint counted; where it says nothing that can be true, four characters a token."""
     counts = reported if isinstance(reported, dict) else {}
 
@@ -192,71 +291,6 @@ def _usage(reported: object, request: ChatRequest, content: str) -> Usage:
         return count if sound else math.ceil(characters / 4)  # type: ignore[return-value]
 
     asked = sum(len(message.content) for message in request.messages)
-    return Usage(input_tokens=tokens("prompt_tokens", asked), output_tokens=tokens("completion_tokens", len(content)))
-
-
-def _named(status: int, headers: Mapping[str, str], text: str, *, asked_for_json: bool) -> ModelError:
-    """The error for an HTTP status, in the endpoint's own words where it has any."""
-    code, words = _error_words(text)
-    message = f"HTTP {status}: {words}" if words else f"HTTP {status}"
-    if status >= 500 and asked_for_json and _FORMAT_WORDS.search(text):
-        return CallRefused(message, kind="bad_request")  # some servers fail on a format instead of refusing it
-    if status in _TRANSIENT_STATUSES or status >= 500:
-        kind = "rate_limited" if status == 429 else f"http_{status}"
-        return TransportFault(message, kind=kind, retry_after_seconds=_retry_after(status, headers))
-    if status in (401, 403):
-        return AuthFailed(message, kind="llm_auth_failed")
-    if status == 404 or status < 400:
-        return CallRefused(message, kind="not_found" if status == 404 else "redirected")
-    if code == "context_length_exceeded":
-        return CallRefused(message, kind=code)
-    return CallRefused(message, kind="bad_request")
-
-
-def _error_words(text: str) -> tuple[str | None, str]:
-    """Code and message of an OpenAI-style error body, or the start of whatever came instead."""
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        start = re.sub(r"<[^<>]*>", " ", text[:_MAX_ERROR_CHARACTERS])
-        return None, shortened(" ".join(start.split()), 300)
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return None, shortened(str(error), 300)
-    code, message = error.get("code"), error.get("message")
-    return code if isinstance(code, str) else None, shortened(str(message or ""), 500)
-
-
-def _retry_after(status: int, headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks us to wait (RFC 9110 section 10.2.3, and what OpenAI adds to it)."""
-    if (ms := _number(_header(headers, "retry-after-ms"))) is not None:
-        return ms / 1000
-    if value := _header(headers, "retry-after"):
-        if (seconds := _number(value)) is not None:
-            return seconds
-        try:
-            until = parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        until = until if until.tzinfo else until.replace(tzinfo=UTC)
-        return max(0.0, (until - datetime.now(UTC)).total_seconds())
-    if status != 429:
-        return None
-    waits = [
-        sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(_header(headers, f"x-ratelimit-reset-{what}")))
-        for what in ("requests", "tokens")
-        if headers.get(f"x-ratelimit-remaining-{what}", "0") == "0"
-    ]
-    return max(waits, default=0.0) or None
-
-
-def _header(headers: Mapping[str, str], name: str) -> str:
-    return headers.get(name, "")[:_MAX_HEADER_CHARACTERS]
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
+    asked += sum(len(call.name) + len(call.arguments) for message in request.messages for call in message.tool_calls)
+    asked += sum(len(f"{tool.name}{tool.description}{tool.parameters}") for tool in request.tools)
+    return Usage(input_tokens=tokens("prompt_tokens", asked), output_tokens=tokens("completion_tokens", written))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -12,8 +13,10 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageFunctionToolCall
 from pydantic import BaseModel
 
+from app.llm.chat import ChatRequest, Message, ToolOffer
 from app.llm.offline import NAME, OfflineModel
 from app.llm.offline_server import create_model_app
+from tests.endpoint import model_at
 
 CALCULATOR = {
     "type": "function",
@@ -23,7 +26,7 @@ CALCULATOR = {
         "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
     },
 }
-FETCH = {
+FETCH: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "http_get",
@@ -225,6 +228,47 @@ async def test_what_a_tool_gave_is_answered_and_the_tool_not_called_again(openai
     second = await openai.chat.completions.create(model=NAME, messages=asked, tools=tools)
     assert second.choices[0].message.tool_calls is None
     assert second.choices[0].message.content == "Rain until noon, 14 degrees."
+
+
+async def test_a_task_of_ours_is_done_with_tools_over_http(server_url: str) -> None:
+    offer = ToolOffer(name="http_get", description="Fetches a web page.", parameters=FETCH["function"]["parameters"])
+    asked = ChatRequest(
+        model=NAME, messages=[Message(role="user", content="Read https://example.com/ for me.")], tools=[offer]
+    )
+    async with model_at(f"{server_url}/v1") as model:
+        first = await model.complete(asked)
+        (call,) = first.tool_calls
+        later = [
+            Message(role="assistant", content=first.content, tool_calls=[call]),
+            Message(role="tool", content="Red beets grow here.", tool_call_id=call.id),
+        ]
+        second = await model.complete(replace(asked, messages=[*asked.messages, *later]))
+    assert (call.name, json.loads(call.arguments)) == ("http_get", {"url": "https://example.com/"})
+    assert (second.content, second.tool_calls) == ("Red beets grow here.", ())
+
+
+async def test_a_client_may_insist_on_a_tool_that_has_answered(openai: AsyncOpenAI) -> None:
+    tools: Any = [FETCH]
+    asked = user("Read https://example.com/.")
+    for _ in range(2):
+        got = await openai.chat.completions.create(model=NAME, messages=asked, tools=tools, tool_choice="required")
+        (call,) = got.choices[0].message.tool_calls or []
+        asked += [
+            got.choices[0].message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "Red beets."},
+        ]
+    ids = [message["tool_call_id"] for message in asked if message["role"] == "tool"]
+    assert len(set(ids)) == 2
+
+
+async def test_calls_one_at_a_time_are_made_one_at_a_time(openai: AsyncOpenAI) -> None:
+    tools: Any = [CALCULATOR, FETCH]
+    asked = user("Read https://example.com/ and work out 17 * 23.")
+    for parallel, count in ((True, 2), (False, 1)):
+        got = await openai.chat.completions.create(
+            model=NAME, messages=asked, tools=tools, parallel_tool_calls=parallel
+        )
+        assert len(got.choices[0].message.tool_calls or []) == count
 
 
 async def test_an_answer_over_the_token_limit_is_cut_and_says_so(openai: AsyncOpenAI) -> None:

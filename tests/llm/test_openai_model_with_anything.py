@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 
 from app.agents.planner import PLAN_SCHEMA
 from app.domain.errors import ModelError
-from app.llm.chat import ChatAnswer, ChatRequest, Message
+from app.llm.chat import ChatAnswer, ChatRequest, Message, ToolOffer
 from app.llm.openai_model import OpenAIModel, read_completion
 from tests.scripted_model import Reply, ScriptedModel, error, raw, text, wire
 
 REQUEST = ChatRequest(
     model="m", messages=[Message(role="user", content="Hi?")], response=PLAN_SCHEMA, timeout_seconds=0.3
 )
+
+TOOLS = [ToolOffer(name="f", description="Does it.", parameters={"type": "object"})]
 
 Exchange = Callable[[Reply], ChatAnswer | ModelError]
 
@@ -74,6 +77,11 @@ anything = st.recursive(
 )
 
 
+entries = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": anything, "arguments": anything}) | anything}, optional={"id": anything}
+)
+
+
 @given(
     content=anything,
     refusal=anything,
@@ -81,7 +89,8 @@ anything = st.recursive(
     usage=anything | st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens"]), anything),
     model=anything,
     fault=st.none() | anything,
-    called=anything,
+    called=anything | st.lists(entries, max_size=3),
+    offered=st.booleans(),
 )
 def test_any_completion_is_a_storable_answer_or_a_model_error(
     *,
@@ -92,24 +101,50 @@ def test_any_completion_is_a_storable_answer_or_a_model_error(
     model: object,
     fault: object,
     called: object,
+    offered: bool,
 ) -> None:
     message = {"content": content, "refusal": refusal, "tool_calls": called, "function_call": called}
     choice = {"message": message, "finish_reason": finish_reason}
     body = json.dumps({"choices": [choice], "usage": usage, "model": model, "error": fault}).encode()
     try:
-        answer = read_completion(body, REQUEST)
+        answer = read_completion(body, replace(REQUEST, tools=TOOLS if offered else ()))
     except ModelError:
         return
-    for said in (answer.content, answer.model):
+    calls = [text for call in answer.tool_calls for text in (call.id, call.name, call.arguments)]
+    for said in (answer.content, answer.model, *calls):
         assert "\x00" not in said
         said.encode()
-    assert answer.content.strip()
+    assert answer.content.strip() or calls
+    assert all(calls)
+    assert offered or not calls
+    assert len({call.id for call in answer.tool_calls}) == len(answer.tool_calls)
     assert answer.usage.input_tokens >= 0
     assert answer.usage.output_tokens >= 0
 
 
 @pytest.mark.parametrize("depth", [100, 900, 950, 970, 980, 985, 990, 995, 1_000, 5_000, 200_000])
-@pytest.mark.parametrize("shape", [b'{"error": %s}', b'{"error": {"message": %s}}', b'{"choices": [{"message": %s}]}'])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        b'{"error": %s}',
+        b'{"error": {"message": %s}}',
+        b'{"error": {"detail": %s}}',
+        b'{"choices": [{"message": %s}]}',
+        b'{"choices": [{"message": {"tool_calls": %s}}]}',
+        b'{"choices": [{"message": {"tool_calls": [{"function": {"name": %s}}]}}]}',
+    ],
+)
 def test_a_nest_of_any_depth_is_a_model_error(shape: bytes, depth: int) -> None:
     with pytest.raises(ModelError):
-        read_completion(shape % (b"[" * depth + b"1" + b"]" * depth), REQUEST)
+        read_completion(shape % (b"[" * depth + b"1" + b"]" * depth), replace(REQUEST, tools=TOOLS))
+
+
+@pytest.mark.parametrize("depth", [100, 900, 950, 970, 980, 985, 990, 995, 1_000, 5_000, 200_000])
+def test_arguments_nested_to_any_depth_are_read_or_spoiled(depth: int) -> None:
+    nest = b"[" * depth + b"1" + b"]" * depth
+    body = b'{"choices": [{"message": {"tool_calls": [{"function": {"name": "f", "arguments": %s}}]}}]}' % nest
+    try:
+        (call,) = read_completion(body, replace(REQUEST, tools=TOOLS)).tool_calls
+    except ModelError:
+        return
+    assert call.arguments == nest.decode()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.domain.status import Seat
-from app.llm.chat import ChatRequest
+from app.llm.chat import ChatRequest, Message
 
 _MARK = re.compile(r"<[a-z]{1,20}-(\w{1,64})[ >]")
 _TASK_PLACE = "\n\nYour task: "
@@ -30,7 +30,8 @@ class Brief:
     """What a request comes down to. `results` are by label; `question` is the last thing that a user wrote.
 
     `missing` are the tasks without a result; `replaced` is what a new plan would replace, what failed first; `used_up`
-    is the text that names the strategies which are no longer open.
+    is the text that names the strategies which are no longer open. `tools_answered` says that tools have given some of
+    the results.
     """
 
     seat: Seat | None
@@ -44,6 +45,7 @@ class Brief:
     replaced: Sequence[Listed] = ()
     used_up: str = ""
     asked_again: bool = False
+    tools_answered: bool = False
 
     @property
     def asked(self) -> str:
@@ -51,16 +53,24 @@ class Brief:
         return self.task or self.goal
 
 
-def read(request: ChatRequest, tool_results: Sequence[tuple[str, str]] = ()) -> Brief:
+def read(request: ChatRequest) -> Brief:
     """The brief in the request; a chat that is none of Planwave's is taken at its last user message."""
     instructions = "\n".join(m.content for m in request.messages if m.role == "system")
     asked = [m.content for m in request.messages if m.role == "user"] or [""]
     seat = _seat(request, instructions, asked[0])
+    given_by_tools = _tool_results(request.messages, instructions, one_task=seat is Seat.EXECUTOR)
     results = {
-        f"{n}. {name}" if len(tool_results) > 1 else name: text for n, (name, text) in enumerate(tool_results, 1)
+        f"{n}. {name}" if len(given_by_tools) > 1 else name: text for n, (name, text) in enumerate(given_by_tools, 1)
     }
     if seat is None:
-        return Brief(seat=None, instructions=instructions, question=asked[-1], goal=asked[-1], results=results)
+        return Brief(
+            seat=None,
+            instructions=instructions,
+            question=asked[-1],
+            goal=asked[-1],
+            results=results,
+            tools_answered=bool(results),
+        )
     first = asked[0]
     blocks = _blocks(first, instructions)
     start = min((at for at, *_ in blocks), default=len(first))
@@ -93,7 +103,22 @@ def read(request: ChatRequest, tool_results: Sequence[tuple[str, str]] = ()) -> 
         replaced=replaced,
         used_up=used_up[1] if used_up else "",
         asked_again=len(asked) > 1,
+        tools_answered=bool(results),
     )
+
+
+def _tool_results(messages: Sequence[Message], instructions: str, *, one_task: bool) -> list[tuple[str, str]]:
+    """Names and texts of what tools gave: for the one task of the chat, or since the last thing that a user wrote."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    found: list[tuple[str, str]] = []
+    for message in messages:
+        if message.role == "user" and not one_task:
+            found = []
+        elif message.role == "tool":
+            blocks = _blocks(message.content, instructions)
+            text = "\n".join(body for *_, body in blocks) if blocks else message.content
+            found.append((names.get(message.tool_call_id or "") or message.tool_call_id or "tool", text))
+    return found
 
 
 def _seat(request: ChatRequest, instructions: str, first: str) -> Seat | None:
@@ -119,7 +144,9 @@ def _blocks(text: str, instructions: str) -> list[tuple[int, int, str, str, str]
     if mark is None:
         return []
     tag = re.escape(mark[1])
-    block = re.compile(rf'<([a-z]{{1,20}})-{tag}(?: task=("(?:[^"\\\n]|\\.)*"))?>\n(.*?)\n</\1-{tag}>', re.DOTALL)
+    block = re.compile(
+        rf'<([a-z]{{1,20}})-{tag}(?: [a-z]{{1,20}}=("(?:[^"\\\n]|\\.)*"))?>\n(.*?)\n</\1-{tag}>', re.DOTALL
+    )
     found = []
     for n, match in enumerate(block.finditer(text), 1):
         label = str(json.loads(match[2])) if match[2] else str(n)

@@ -10,10 +10,11 @@ from typing import Any
 from app.domain.status import Seat
 from app.domain.text import storable
 from app.domain.usage import Usage
-from app.llm.chat import ChatAnswer, ChatRequest
+from app.llm.chat import ChatAnswer, ChatRequest, ToolCall
 from app.llm.offline.brief import Brief, read
 from app.llm.offline.instances import empty, instance, resolved
 from app.llm.offline.plans import bounds, plan, replan
+from app.llm.offline.toolcalls import wanted
 from app.llm.offline.writing import final_answer, reply, reworded, task_result
 
 NAME = "offline"
@@ -45,11 +46,24 @@ class OfflineModel:
         said = json.dumps([self._seed, *([m.role, m.content] for m in request.messages)])
         return random.Random(sha256(said.encode()).digest()).uniform(*self._delay_seconds)  # noqa: S311 - a delay, no secret
 
-    def answer(self, request: ChatRequest, tool_results: Sequence[tuple[str, str]] = ()) -> ChatAnswer:
-        """The answer at once; `tool_results` are names of tools with what they gave for the last question."""
-        content = storable(_content(request, read(request, tool_results)))
-        asked = sum(tokens(message.content) for message in request.messages)
-        return ChatAnswer(content=content, model=NAME, usage=Usage(input_tokens=asked, output_tokens=tokens(content)))
+    def answer(self, request: ChatRequest) -> ChatAnswer:
+        """The answer at once: tools are called where the question plainly wants them, until they have answered."""
+        brief = read(request)
+        if calls := wanted(brief, request):
+            return calling(calls, request)
+        content = storable(_content(request, brief))
+        return ChatAnswer(content=content, model=NAME, usage=_usage(request, content))
+
+
+def calling(calls: Sequence[ToolCall], request: ChatRequest) -> ChatAnswer:
+    """The answer that calls these tools."""
+    written = "".join(f"{call.name}{call.arguments}" for call in calls)
+    return ChatAnswer(content="", model=NAME, usage=_usage(request, written), tool_calls=tuple(calls))
+
+
+def _usage(request: ChatRequest, written: str) -> Usage:
+    asked = sum(tokens(message.content) for message in request.messages)
+    return Usage(input_tokens=asked, output_tokens=tokens(written))
 
 
 def tokens(text: str) -> int:

@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from hashlib import sha256
 
+from app.llm.chat import ChatRequest, ToolCall, ToolOffer, tool_call
 from app.llm.offline.arithmetic import expressions
+from app.llm.offline.brief import Brief
 from app.llm.offline.extracts import one_line, words
 from app.llm.offline.instances import instance, resolved
 
@@ -18,35 +18,31 @@ _NAMED = re.compile(r"\b(?:in|at|for|of|about|on)\s+((?:[A-ZÀ-Þ][\w'-]*)(?:\s+
 _PLAIN_VERBS = frozenset({"get", "set", "fetch", "call", "run", "use", "make", "add", "tool", "function", "api"})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Offer:
-    """A tool that may be called; `parameters` is a JSON Schema."""
-
-    name: str
-    description: str = ""
-    parameters: Mapping[str, Any]
+def wanted(brief: Brief, request: ChatRequest) -> list[ToolCall]:
+    """The calls that the question plainly wants: at most one for each tool, none once a tool has answered."""
+    if request.tool_choice == "none" or brief.tools_answered:
+        return []
+    return chosen(brief.asked, request)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """A tool to be called; `arguments` is JSON text."""
-
-    name: str
-    arguments: str
+def chosen(asked: str, request: ChatRequest) -> list[ToolCall]:
+    """The calls that the words ask for: at most one for each tool."""
+    return [call_of(offer, asked, request) for offer in request.tools if _wanted(asked, offer)]
 
 
-def chosen(asked: str, offers: Sequence[Offer]) -> list[Call]:
-    """The calls that the question plainly wants: at most one for each tool."""
-    return [call_of(offer, asked) for offer in offers if _wanted(asked, offer)]
-
-
-def call_of(offer: Offer, asked: str) -> Call:
-    """The call of this tool, its arguments drawn from the question."""
+def call_of(offer: ToolOffer, asked: str, request: ChatRequest) -> ToolCall:
+    """The call of this tool, its arguments drawn from the question; its id is the same for the same request."""
     arguments = instance(offer.parameters, asked=asked, text=_text_for(offer, asked))
-    return Call(name=offer.name, arguments=json.dumps(arguments if isinstance(arguments, dict) else {}))
+    said = [offer.name, *([m.role, m.content, len(m.tool_calls)] for m in request.messages)]
+    identity = sha256(json.dumps(said).encode()).hexdigest()[:24]
+    return tool_call(
+        id=f"call_{identity}",
+        name=offer.name,
+        arguments=json.dumps(arguments if isinstance(arguments, dict) else {}),
+    )
 
 
-def _wanted(asked: str, offer: Offer) -> bool:
+def _wanted(asked: str, offer: ToolOffer) -> bool:
     about = f"{offer.name} {offer.description}"
     if re.search(rf"\b{re.escape(offer.name)}\b", asked):
         return True
@@ -61,12 +57,12 @@ def _wanted(asked: str, offer: Offer) -> bool:
     return bool(parts) and not _CALCULATES.search(offer.name) and parts <= set(words(asked))
 
 
-def _takes_text(offer: Offer) -> bool:
+def _takes_text(offer: ToolOffer) -> bool:
     fields = resolved(offer.parameters, offer.parameters).get("properties", {})
     return any(resolved(field, offer.parameters).get("type", "string") == "string" for field in fields.values())
 
 
-def _text_for(offer: Offer, asked: str) -> str:
+def _text_for(offer: ToolOffer, asked: str) -> str:
     """What a text argument of the tool holds."""
     about = f"{offer.name} {offer.description}"
     if _CALCULATES.search(about) and (found := expressions(asked)):
