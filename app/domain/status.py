@@ -187,3 +187,24 @@ class SideEffects(StrEnum):
     IDEMPOTENT = "idempotent"
     # Something, each time: what is not known to have failed is never sent again without a person.
     ONCE = "once"
+
+
+class ToolCallStatus(StrEnum):
+    """A call of a tool that a model has asked for. A row is written before the call is sent."""
+
+    # Wanted, and not sent yet.
+    ASKED = "asked"
+    # A person is to say first whether it is sent.
+    AWAITING_REVIEW = "awaiting_review"
+    # Sent, or about to be.
+    OPEN = "open"
+    # The tool gave a result; or a person did.
+    RETURNED = "returned"
+    # The tool gave none; `error` says why.
+    FAILED = "failed"
+    # Never sent: there is no such tool for this task, its arguments do not fit, a person would not have it.
+    REFUSED = "refused"
+    # Cut by us: nobody knows what it did.
+    CANCELLED = "cancelled"
+    # Its worker died or lost the run; nobody knows what it did.
+    LOST = "lost"
