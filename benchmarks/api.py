@@ -68,9 +68,10 @@ def bare() -> FastAPI:
         engine = create_async_engine(url, pool_size=5, max_overflow=5)
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
-        reads = engine.execution_options(isolation_level="AUTOCOMMIT")
+        reads = engine.execution_options(planwave_reads=True)  # no transaction, as ours: AUTOCOMMIT would cost more
     else:
-        reads = engine = create_async_engine(url, pool_size=10, max_overflow=0)
+        engine = create_async_engine(url, pool_size=10, max_overflow=0)
+        reads = engine.execution_options(isolation_level="AUTOCOMMIT")
     writing = asyncio.Lock() if url.get_backend_name() == "sqlite" else None
     app = FastAPI()
 

@@ -15,10 +15,13 @@ from app.storage.plans import get_plan
 from app.storage.tasks import list_tasks
 
 
-def planned_tasks(plan: ClientPlan, known_keys: Collection[str] = frozenset()) -> list[PlannedTask]:
+def planned_tasks(
+    plan: ClientPlan, known_keys: Collection[str] = frozenset(), *, tools: Collection[str] = frozenset()
+) -> list[PlannedTask]:
     """The tasks of a plan that can be walked; raises `Refused` (`plan_invalid`) with one entry per problem.
 
-    `known_keys` are tasks of the run that go on, which its dependencies may name too.
+    `known_keys` are tasks of the run that go on, which its dependencies may name too; `tools` those that its tasks may
+    name.
     """
     planned = [
         PlannedTask(
@@ -26,11 +29,12 @@ def planned_tasks(plan: ClientPlan, known_keys: Collection[str] = frozenset()) -
             description=task.description,
             depends_on=tuple(dict.fromkeys(task.depends_on)),
             critical=task.critical,
+            tools=tuple(dict.fromkeys(task.tools)),
             output_schema=task.output_schema,
         )
         for task in plan.tasks
     ]
-    problems = validate(planned, min_tasks=1, max_tasks=MAX_PLAN_TASKS, known_keys=known_keys)
+    problems = validate(planned, min_tasks=1, max_tasks=MAX_PLAN_TASKS, known_keys=known_keys, tools=tools)
     if problems:
         raise Refused(
             "plan_invalid",
@@ -40,9 +44,9 @@ def planned_tasks(plan: ClientPlan, known_keys: Collection[str] = frozenset()) -
     return planned
 
 
-def new_plan(plan: ClientPlan) -> NewPlan:
-    """Generation 0 as the client drew it; raises as `planned_tasks` does."""
-    return first_plan(planned_tasks(plan), PlanReason.CLIENT)
+def new_plan(plan: ClientPlan, *, tools: Collection[str] = frozenset()) -> NewPlan:
+    """Generation 0 as the client drew it, of tasks that may name these tools; raises as `planned_tasks` does."""
+    return first_plan(planned_tasks(plan, tools=tools), PlanReason.CLIENT)
 
 
 async def plan_again(connection: AsyncConnection, tenant: TenantId, run_id: RunId) -> NewPlan | None:
@@ -72,17 +76,16 @@ async def plan_again(connection: AsyncConnection, tenant: TenantId, run_id: RunI
 
 
 def _faults(problems: list[PlanProblem], plan: ClientPlan) -> Iterator[Fault]:
-    """The problems, each at its place in what the client sent, where repeated dependencies have not collapsed yet."""
-    places: dict[int, list[int]] = {}
+    """The problems, each at its place in what the client sent, where repetitions have not collapsed yet."""
+    places: dict[tuple[str, str], list[int]] = {}
     for found in problems:
         pointer = found.pointer
         match pointer.split("/"):
-            case ["", "tasks", task, "depends_on", place]:
-                index = int(task)
-                if index not in places:
-                    sent = plan.tasks[index].depends_on
-                    places[index] = sorted({needed: n for n, needed in reversed(list(enumerate(sent)))}.values())
-                pointer = f"/tasks/{task}/depends_on/{places[index][int(place)]}"
+            case ["", "tasks", task, "depends_on" | "tools" as field, place]:
+                if (task, field) not in places:
+                    sent: list[str] = getattr(plan.tasks[int(task)], field)
+                    places[task, field] = sorted({named: n for n, named in reversed(list(enumerate(sent)))}.values())
+                pointer = f"/tasks/{task}/{field}/{places[task, field][int(place)]}"
             case _:
                 pass
         more = {"task_id": found.task_id, "path": list(found.path) or None}

@@ -27,7 +27,7 @@ from app.domain.ids import GoalId, TenantId, parse_uuid
 from app.domain.status import Mode, Seat
 from app.storage.goals import create_goal, get_goal, list_goals
 from app.storage.records import RunRecord
-from app.storage.runs import create_run, get_run
+from app.storage.runs import FirstRun, create_run, get_run
 
 router = APIRouter(tags=["goals"])
 
@@ -90,6 +90,21 @@ async def create_new_goal(
     refuse_unbuilt(goal)
     check_terms(goal.options, goal.budget, services.settings)
     options = goal.options.model_dump()
+    first = FirstRun(
+        tenant_id=tenant,
+        goal=goal.goal,
+        context=goal.context,
+        mode=Mode(goal.mode),
+        options=options,
+        budget=goal.budget.model_dump(),
+        metadata=goal.metadata,
+        model=services.settings.model_for(Seat.EXECUTOR, options),
+    )
+    if key is None and goal.plan is None:
+        run = await services.intake.take(first)
+        return await answer_made(request, services, run, replayed=False, wait=wait)
+
+    # A key may have to wait for another transaction, and a plan is large: neither is for others to wait for.
     plan = None if goal.plan is None else new_plan(goal.plan)
 
     async def make(connection: AsyncConnection) -> RunRecord:
@@ -98,11 +113,11 @@ async def create_new_goal(
             connection,
             tenant,
             goal_id,
-            mode=Mode(goal.mode),
-            options=options,
-            budget=goal.budget.model_dump(),
-            metadata=goal.metadata,
-            model=services.settings.model_for(Seat.EXECUTOR, options),
+            mode=first.mode,
+            options=first.options,
+            budget=first.budget,
+            metadata=first.metadata,
+            model=first.model,
             plan=plan,
         )
 

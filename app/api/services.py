@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.intake import Intake
 from app.api.watch import RunWatch
 from app.domain.ids import DEFAULT_TENANT, TenantId
 from app.settings import Settings
@@ -19,7 +20,11 @@ class Services:
     database: Database
     settings: Settings
     watch: RunWatch
+    intake: Intake = field(init=False)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "intake", Intake(self.database))
 
 
 async def _services(request: Request) -> Services:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from app.api.problems import Fault, refused_for
 from app.api.reading import pointer
-from app.api.schemas.requests import ClientTask, NewGoal, Options
+from app.api.schemas.requests import NewGoal, Options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,6 @@ UNBUILT = (
     Unbuilt(body=Options, field="max_steps", accepted=(20,)),
     Unbuilt(body=Options, field="tools", accepted=([],)),
     Unbuilt(body=Options, field="approval", accepted=("none", "plan")),
-    Unbuilt(body=ClientTask, field="tools", accepted=([],)),
     Unbuilt(body=NewGoal, field="webhook_url", accepted=(None,)),
 )
 

@@ -27,6 +27,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_NOTICED = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+"""libpq's own parameters, in seconds, and ms for the last: with them a server that vanishes without closing its sockets
+is missed within half a minute, on connections that wait for it as on idle ones. Its defaults take hours."""
 _SQLITE_BUSY_SECONDS = 30
 _ROOM_BYTES = 64 * 1024
 """A database that was full is no longer so when this much can be written: more than a usual goal takes."""
@@ -62,7 +71,7 @@ def new_id() -> UUID:
 
 
 def parse_url(url: str) -> sa.URL:
-    """A `sqlite:///…` or `postgresql://…` URL with the driver that Planwave uses."""
+    """A `sqlite:///…` or `postgresql://…` URL with the driver that Planwave uses, and how it misses a server."""
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
@@ -74,6 +83,8 @@ def parse_url(url: str) -> sa.URL:
         )
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("PLANWAVE_DATABASE_URL needs a file: in memory every connection has its own database.")
+    if driver.startswith("postgresql"):
+        parsed = parsed.set(query={**_NOTICED, **parsed.query})
     return parsed.set(drivername=driver)
 
 
@@ -139,10 +150,11 @@ class Database:
         """Have `listener(run_id)` called after client requests only: new runs, cancels and the like."""
         self._workers.append(listener)
 
-    async def announce(self, connection: AsyncConnection, run_id: UUID, *, requested: bool = True) -> None:
-        """Tell at the commit that this run changed: here, and on PostgreSQL in every process that listens."""
-        (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, []).append((run_id, requested))
-        await connection.run_sync(notify, run_id, requested=requested)
+    async def announce(self, connection: AsyncConnection, *run_ids: UUID, requested: bool = True) -> None:
+        """Tell at the commit that these runs changed: here, and on PostgreSQL in every process that listens."""
+        announced = (await connection.get_raw_connection()).info.setdefault(_ANNOUNCED, [])
+        announced += [(run_id, requested) for run_id in run_ids]
+        await connection.run_sync(notify, *run_ids, requested=requested)
 
     def tell(self, run_id: UUID, *, requested: bool = False, may_be_over: bool = True) -> None:
         """Call this process's listeners for a run that changed."""
@@ -271,12 +283,13 @@ def refuse_if_cut(connection: Any, record: Any, proxy: object) -> None:
         raise DisconnectionError
 
 
-def notify(connection: sa.Connection, run_id: UUID, *, requested: bool) -> None:
-    """On PostgreSQL, have every process that listens told of the run at the commit."""
+def notify(connection: sa.Connection, *run_ids: UUID, requested: bool) -> None:
+    """On PostgreSQL, have every process that listens told of the runs at the commit."""
     if connection.dialect.name == "postgresql":
-        message = f"{'request' if requested else 'change'} {run_id}"
+        kind = "request" if requested else "change"
         with errors_named(connection), closing(connection.connection.cursor()) as cursor:
-            cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, message))
+            messages = [f"{kind} {run_id}" for run_id in run_ids]
+            cursor.execute("SELECT pg_notify(%s, message) FROM unnest(%s::text[]) AS message", (CHANNEL, messages))
 
 
 def make_sync_engine(url: sa.URL) -> sa.Engine:

@@ -19,10 +19,13 @@ from app.domain.status import (
     TaskStatus,
 )
 from app.domain.usage import Usage
-from app.storage.changes import Changes, NewEvent, Rows, count_by_status
+from app.storage.changes import Changes, NewEvent
 from app.storage.database import new_id, now_ms
+from app.storage.queries import Query
 from app.storage.records import RunRecord
+from app.storage.statements import Statement
 from app.storage.tables import attempts, calls, goals, reviews, runs, tasks
+from app.storage.writing import Rows, count_by_status
 
 UNFINISHED_TASKS = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.RETRYING, TaskStatus.AWAITING_REVIEW)
 
@@ -36,6 +39,20 @@ class RunFilter:
     created_after: int | None = None
     created_before: int | None = None
     metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstRun:
+    """A new goal, and how its first run is to go."""
+
+    tenant_id: TenantId
+    goal: str
+    context: Any
+    mode: Mode
+    options: Mapping[str, Any]
+    budget: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    model: str
 
 
 async def create_run(
@@ -52,33 +69,65 @@ async def create_run(
 ) -> RunRecord:
     """Store a queued run, due at once, with the client's plan where there is one. The run, without its context."""
     run_id = RunId(new_id())
-    new: list[NewEvent] = [("run.queued", None, {"goal_id": str(goal_id)})]
+    new = [_queued(goal_id)]
     if plan is not None:
         new.append(("plan.created", None, plan_created(plan)))
-    stored = await connection.execute(
-        _INSERT_RUN,
-        {
-            "tenant_id": tenant_id,
-            "id": run_id,
-            "goal_id": goal_id,
-            "mode": mode,
-            "status": RunStatus.QUEUED,
-            "generation": None if plan is None else plan.generation,
-            "options": options,
-            "budget": budget,
-            "metadata": metadata,
-            "model": model,
-            "progress": count_by_status([TaskStatus.PENDING] * (0 if plan is None else len(plan.tasks))),
-            "event_seq": len(new),
-        },
+    stored = await _INSERT_RUN.one(
+        connection,
+        tenant_id=tenant_id,
+        id=run_id,
+        goal_id=goal_id,
+        mode=mode,
+        status=RunStatus.QUEUED,
+        generation=None if plan is None else plan.generation,
+        options=options,
+        budget=budget,
+        metadata=metadata,
+        model=model,
+        progress=count_by_status([TaskStatus.PENDING] * (0 if plan is None else len(plan.tasks))),
+        event_seq=len(new),
     )
-    run = _record(stored.one())
+    run = _record(stored)
     rows = Rows()
     if plan is not None:
         rows.add_plan(tenant_id, run_id, plan, run.created_at)
     rows.add_events(tenant_id, run_id, new, last=len(new), now=run.created_at)
     await connection.run_sync(rows.write)
     return run
+
+
+def create_first_runs(connection: sa.Connection, asked: Sequence[FirstRun]) -> list[RunRecord]:
+    """Store goals, each with a queued run that is due at once; as many statements for all as for one.
+
+    The runs, without their contexts.
+    """
+    now: int = connection.execute(_SELECT_NOW).scalar_one()
+    new_goals: list[dict[str, Any]] = []
+    new_runs: list[dict[str, Any]] = []
+    made: list[RunRecord] = []
+    rows = Rows()
+    for first in asked:
+        of_both = {"tenant_id": first.tenant_id, "metadata": first.metadata, "created_at": now}
+        goal_id, run_id = GoalId(new_id()), RunId(new_id())
+        run: dict[str, Any] = {
+            **of_both,
+            "id": run_id,
+            "goal_id": goal_id,
+            "mode": first.mode,
+            "status": RunStatus.QUEUED,
+            "options": first.options,
+            "budget": first.budget,
+            "model": first.model,
+            "progress": count_by_status(()),
+        }
+        new_goals.append({**of_both, "id": goal_id, "goal": first.goal, "context": first.context})
+        new_runs.append({**run, "event_seq": 1, "ready_at": now})
+        rows.add_events(first.tenant_id, run_id, [_queued(goal_id)], last=1, now=now)
+        made.append(RunRecord(**run, goal=first.goal, **_UNTOUCHED))
+    _INSERT_GOALS.write(connection, new_goals)
+    _INSERT_RUNS.write(connection, new_runs)
+    rows.write(connection)
+    return made
 
 
 def plan_created(plan: NewPlan) -> dict[str, Any]:
@@ -93,22 +142,25 @@ async def get_run(
     connection: AsyncConnection, tenant_id: TenantId, run_id: RunId, *, with_context: bool = True
 ) -> RunRecord | None:
     """The run, or None when the tenant has no such run. Its context, which may be large, is None unless asked for."""
-    query = _SELECT_ONE if with_context else _SELECT_SHOWN
-    found = (await connection.execute(query, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
-    return None if found is None else _record(found)
+    this_run = {"tenant_id": tenant_id, "run_id": run_id}
+    if not with_context:  # as it is polled
+        shown = await _SHOWN.one_or_none(connection, **this_run)
+        return None if shown is None else _record(shown)
+    found = (await connection.execute(_SELECT_ONE, this_run)).one_or_none()
+    return None if found is None else _record(found._asdict())
 
 
 async def lock_run(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> RunRecord | None:
     """The run, kept from changing until this transaction ends."""
     query = _SELECT_ONE.with_for_update(of=runs)
     found = (await connection.execute(query, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
-    return None if found is None else _record(found)
+    return None if found is None else _record(found._asdict())
 
 
 async def get_version(connection: AsyncConnection, tenant_id: TenantId, run_id: RunId) -> tuple[int, RunStatus] | None:
     """The run's version and status by one indexed read; None when the tenant has no such run."""
-    found = (await connection.execute(_SELECT_VERSION, {"tenant_id": tenant_id, "run_id": run_id})).one_or_none()
-    return None if found is None else (found.version, RunStatus(found.status))
+    found = await _VERSION.one_or_none(connection, tenant_id=tenant_id, run_id=run_id)
+    return None if found is None else (found["version"], RunStatus(found["status"]))
 
 
 async def list_runs(
@@ -125,7 +177,7 @@ async def list_runs(
         query = query.where(runs.c.id < before)
     if where is not None:
         query = query.where(*_conditions(where, connection.dialect.name))
-    return [_record(row) for row in await connection.execute(query)]
+    return [_record(row._asdict()) for row in await connection.execute(query)]
 
 
 async def end_unfinished(connection: AsyncConnection, changes: Changes, status: RunStatus) -> None:
@@ -178,14 +230,46 @@ _HELD = (runs.c.lease_token.is_not(None) & (runs.c.ready_at > now_ms())).label("
 _ITS_GOAL = sa.literal_column(
     "(SELECT goals.goal FROM goals WHERE goals.tenant_id = runs.tenant_id AND goals.id = runs.goal_id)", sa.Text
 )
-_INSERT_RUN = (
+_INSERT_RUN = Query(
     sa.insert(runs).values(created_at=now_ms(), ready_at=now_ms()).returning(*_OF_RUN, _ITS_GOAL.label("goal"), _HELD)
 )
+_INSERT_GOALS = Statement(sa.insert(goals))
+_INSERT_RUNS = Statement(sa.insert(runs))
+_SELECT_NOW = sa.select(now_ms())
+_UNTOUCHED: dict[str, Any] = {
+    "context": None,
+    "stop_requested": None,
+    "generation": None,
+    "result": None,
+    "error": None,
+    "llm_calls": 0,
+    "tool_calls": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "cost_nano_usd": None,
+    "budget_warned": (),
+    "active_ms": 0,
+    "active_since": None,
+    "open_reviews": 0,
+    "answers": 0,
+    "replans": 0,
+    "retried_after": 0,
+    "version": 1,
+    "started_at": None,
+    "finished_at": None,
+    "held": False,
+}
+"""What is stored of a run that nobody has taken up yet, beside what it was given."""
 _SELECT_RUN = sa.select(*_OF_RUN, goals.c.goal, _HELD).join(goals, _OF_GOAL)
 _THIS_RUN = (runs.c.tenant_id == sa.bindparam("tenant_id")) & (runs.c.id == sa.bindparam("run_id"))
 _SELECT_SHOWN = _SELECT_RUN.where(_THIS_RUN)
 _SELECT_ONE = _SELECT_SHOWN.add_columns(goals.c.context)
-_SELECT_VERSION = sa.select(runs.c.version, runs.c.status).where(_THIS_RUN)
+_SHOWN = Query(_SELECT_SHOWN)
+_VERSION = Query(sa.select(runs.c.version, runs.c.status).where(_THIS_RUN))
+
+
+def _queued(goal_id: GoalId) -> NewEvent:
+    return ("run.queued", None, {"goal_id": str(goal_id)})
 
 
 def _owned(table: sa.Table) -> sa.ColumnElement[bool]:
@@ -210,39 +294,13 @@ def _conditions(where: RunFilter, dialect: str) -> list[sa.ColumnElement[bool]]:
     return found
 
 
-def _record(row: Any) -> RunRecord:
-    return RunRecord(
-        tenant_id=row.tenant_id,
-        id=row.id,
-        goal_id=row.goal_id,
-        goal=row.goal,
-        context=getattr(row, "context", None),
-        mode=Mode(row.mode),
-        status=RunStatus(row.status),
-        stop_requested=None if row.stop_requested is None else StopRequest(row.stop_requested),
-        generation=row.generation,
-        result=row.result,
-        error=row.error,
-        options=row.options,
-        budget=row.budget,
-        metadata=row.metadata,
-        model=row.model,
-        progress=row.progress,
-        llm_calls=row.llm_calls,
-        tool_calls=row.tool_calls,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        cost_nano_usd=row.cost_nano_usd,
-        budget_warned=row.budget_warned or (),
-        active_ms=row.active_ms,
-        active_since=row.active_since,
-        open_reviews=row.open_reviews,
-        answers=row.answers,
-        replans=row.replans,
-        retried_after=row.retried_after,
-        version=row.version,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        held=bool(row.held),
-    )
+def _record(row: Mapping[str, Any]) -> RunRecord:
+    stop_requested = row["stop_requested"]
+    typed = {
+        "mode": Mode(row["mode"]),
+        "status": RunStatus(row["status"]),
+        "stop_requested": None if stop_requested is None else StopRequest(stop_requested),
+        "budget_warned": row["budget_warned"] or (),
+        "held": bool(row["held"]),
+    }
+    return RunRecord(**{"context": None, **row, **typed})

@@ -9,8 +9,9 @@ from fastapi import FastAPI
 
 from app.domain.ids import DEFAULT_TENANT, RunId, TaskKey
 from app.domain.status import AttemptStatus, RunStatus, Seat, TaskStatus
-from app.storage.changes import Changes, count_by_status, write
+from app.storage.changes import Changes
 from app.storage.database import Database
+from app.storage.writing import count_by_status, write
 from tests.stored import set_run
 
 Json = dict[str, Any]

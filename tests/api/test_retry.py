@@ -10,7 +10,8 @@ from app.api.services import Services
 from app.domain.ids import TaskKey
 from app.domain.status import AttemptStatus, CallStatus, RunStatus, Seat, TaskStatus
 from app.domain.usage import Usage
-from app.storage.changes import Changes, count_by_status
+from app.storage.changes import Changes
+from app.storage.writing import count_by_status
 from tests.api.asking import (
     NOWHERE,
     Json,
