@@ -82,6 +82,23 @@ class Settings(BaseSettings):
 
     context_max_characters: int = Field(60_000, ge=100, description="Results shown in one request")
 
+    tools: Annotated[list[str], NoDecode] = Field(
+        ["*"], description="Names, or patterns of names, of the tools that goals may ask for: calculator,docs_*"
+    )
+    tool_modules: Annotated[list[str], NoDecode] = Field(
+        [], description="Python modules whose tools are loaded: package.module or package.module:name"
+    )
+    tool_secrets: dict[str, SecretStr] = Field({}, description='What tools are given, by name: {"CRM_TOKEN": "..."}')
+    tool_timeout_seconds: FiniteFloat = Field(60, gt=0, description="Bound of one tool call")
+    tool_max_concurrency: int = Field(32, ge=1, description="Tool calls in flight per process")
+    tool_result_max_characters: int = Field(60_000, ge=1_000, description="What is kept of a tool's result")
+    http_get_private: Annotated[list[str], NoDecode] = Field(
+        [], description="host:port pairs that http_get may fetch though they are not public"
+    )
+    mcp_servers: SecretStr = Field(
+        SecretStr("{}"), description='MCP servers: {"docs": {"command": "...", "args": [...], "env": {...}}}'
+    )
+
     worker_max_runs: int = Field(100, ge=1, le=20_000, description="Runs driven at once per process")
     lease_seconds: FiniteFloat = Field(15, gt=0, description="A dead worker's runs are taken over after this")
     poll_seconds: FiniteFloat = Field(1, gt=0, description="How often a worker looks for due runs by itself")
@@ -101,6 +118,11 @@ class Settings(BaseSettings):
         self.llm_base_url = self.llm_base_url or theirs.base_url
         self.llm_api_key = self.llm_api_key or theirs.api_key
         return self
+
+    @field_validator("tools", "tool_modules", "http_get_private", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("offline_delay_seconds", mode="before")
     @classmethod

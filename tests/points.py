@@ -19,7 +19,8 @@ from app.domain.steps import CutCalls
 from app.engine import driver, recorder, worker
 from app.engine.calls import Answered, Call, Outcome
 from app.engine.outcomes import Outcomes
-from app.storage import changes as stored
+from app.engine.tooling import ToolOutcome
+from app.storage import writing as stored
 from app.storage import database
 from app.storage.changes import Changes
 
@@ -163,7 +164,7 @@ def _on_answer(seat: Seat, point: str, *, holds: str = "") -> None:
     """An answer is here, and nothing has been made of it."""
     take_in = Outcomes.take_in
 
-    def hit_first(self: Outcomes, outcome: Outcome, changes: Changes) -> None:
+    def hit_first(self: Outcomes, outcome: Outcome | ToolOutcome, changes: Changes) -> None:
         if isinstance(outcome, Answered) and outcome.call.seat is seat and holds in outcome.answer.content:
             hit(point)
         take_in(self, outcome, changes)

@@ -10,12 +10,13 @@ from app.domain.ids import DEFAULT_TENANT, GoalId, RunId, TaskKey, task_key
 from app.domain.plan import PlannedTask
 from app.domain.status import FINISHED, Mode, PlanReason
 from app.storage import tables
-from app.storage.changes import Changes, write
+from app.storage.changes import Changes
 from app.storage.database import Database
 from app.storage.dispatch import Fenced, Lease, claim
 from app.storage.goals import create_goal
 from app.storage.records import RunRecord
 from app.storage.runs import create_run, get_run
+from app.storage.writing import write
 from tests.scripted_model import Plan
 
 T = DEFAULT_TENANT
@@ -40,9 +41,12 @@ OPTIONS: Mapping[str, Any] = {
 }
 
 
-def new_plan(plan: Plan) -> NewPlan:
-    """A client's plan, given in short."""
-    tasks = [PlannedTask(id=i, description=f"Do {i}.", depends_on=tuple(before)) for i, before in plan.items()]
+def new_plan(plan: Plan, tools: Sequence[str] = ()) -> NewPlan:
+    """A client's plan, given in short; every task may use the tools."""
+    tasks = [
+        PlannedTask(id=i, description=f"Do {i}.", depends_on=tuple(before), tools=tuple(tools))
+        for i, before in plan.items()
+    ]
     return first_plan(tasks, PlanReason.CLIENT)
 
 
@@ -77,7 +81,7 @@ async def make_run(
             budget=budget or {},
             metadata=metadata or {},
             model="scripted",
-            plan=None if plan is None else new_plan(plan),
+            plan=None if plan is None else new_plan(plan, options.get("tools", ())),
         )
         run_id = run.id
         if takeovers:

@@ -1,23 +1,26 @@
 """What is asked of a model for one task."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from app.agents.briefing import (
     asked_json,
+    block,
     context_blocks,
     going_on,
     missing_blocks,
     prompt,
     rejected_block,
     result_blocks,
+    share,
 )
-from app.llm.chat import Message
+from app.domain.transcript import AskedCall, LoopStep
+from app.llm.chat import Message, ToolCall
 
 
-def prompt_hash() -> str:
+def prompt_hash(*, with_tools: bool = False) -> str:
     """Of the instructions in force."""
-    return prompt("executor").hash
+    return prompt("executor_tools" if with_tools else "executor").hash
 
 
 def messages(
@@ -32,13 +35,21 @@ def messages(
     trouble: str | None = None,
     schema: Mapping[str, Any] | None = None,
     partial: str | None = None,
+    with_tools: bool = False,
+    steps: Sequence[LoopStep] = (),
+    must_answer: bool = False,
 ) -> list[Message]:
-    """The task's request: the goal, the results it depends on by key, and last its own description, verbatim.
+    """The task's request: the goal, the results it depends on by key, its own description verbatim, its loop so far.
 
     `missing` says by key why a dependency has no result, `trouble` why the last answer could not be used; the answer
     is to fit `schema`. After a `partial` answer, cut off at a length limit, the rest of it is asked for. Results,
-    reasons and context have `limit` characters each.
+    reasons, context and what tools gave have `limit` characters each. A loop that `must_answer` is told so.
     """
+    instructions = prompt("executor").fill(mark=mark)
+    if with_tools:
+        instructions += "\n\n" + prompt("executor_tools").fill(mark=mark)
+    if must_answer:
+        instructions += "\n\n" + prompt("executor_last").text
     parts = [
         f"Goal of the plan: {goal}",
         *context_blocks(context, mark=mark, limit=limit),
@@ -48,7 +59,24 @@ def messages(
         f"Your task: {description}",
     ]
     return [
-        Message(role="system", content=prompt("executor").fill(mark=mark) + asked_json(schema)),
+        Message(role="system", content=instructions + asked_json(schema)),
         Message(role="user", content="\n\n".join(parts)),
+        *_loop(steps, limit=limit, mark=mark),
         *going_on(partial, limit=limit),
     ]
+
+
+def _loop(steps: Sequence[LoopStep], *, limit: int, mark: str) -> Iterator[Message]:
+    """What the model has asked for, and what came of it."""
+    texts = iter(share([_observation(call) for step in steps for call in step.calls], limit))
+    for step in steps:
+        asked = [ToolCall(id=call.call_id, name=call.tool, arguments=call.arguments) for call in step.calls]
+        yield Message(role="assistant", content=step.content, tool_calls=asked)
+        for call in step.calls:
+            yield Message(role="tool", content=block("observation", next(texts), mark=mark), tool_call_id=call.call_id)
+
+
+def _observation(call: AskedCall) -> str:
+    if call.error is None:
+        return call.result or "(nothing)"
+    return f"No result: {call.error.get('message', 'the call failed')}"

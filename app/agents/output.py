@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema_rs
 
 from app.agents.json_reading import fenced, strictly, without_thoughts
-from app.agents.schema_work import Unusable, Work
+from app.domain.schema_work import Unusable, Work
 from app.domain.text import shortened, storable
 from app.llm.chat import ResponseSchema
 

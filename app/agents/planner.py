@@ -1,22 +1,25 @@
 """What is asked of a model to draw a plan, and whether its answer is one."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
-from app.agents.briefing import USUAL_LIMIT, context_blocks, prompt, share
+from app.agents.briefing import USUAL_LIMIT, block, context_blocks, prompt, share
 from app.agents.json_reading import Unreadable
 from app.agents.plan_reading import read_plan
 from app.domain.graph import validate
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.text import shortened
-from app.llm.chat import Message, ResponseSchema
+from app.llm.chat import Message, ResponseSchema, ToolOffer
 
 USUAL_TASKS = (1, 7)
 """The bounds of a goal that sets none; the prompt then asks for 3 to 7 tasks, or one where one call is enough."""
 
 _MAX_QUOTED_CHARACTERS = 20_000
 _MAX_LISTED_PROBLEMS = 30
+_MAX_TOOLS_CHARACTERS = 20_000
 
 
 def closed(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,17 +32,26 @@ def closed(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-TASKS_SCHEMA: Mapping[str, Any] = {
-    "type": "array",
-    "items": closed(
-        {
-            "id": {"type": "string"},
-            "description": {"type": "string"},
-            "depends_on": {"type": "array", "items": {"type": "string"}},
-        }
-    ),
-}
-PLAN_SCHEMA = ResponseSchema(name="plan", schema=closed({"tasks": TASKS_SCHEMA}))
+def tasks_schema(tools: Sequence[ToolOffer]) -> dict[str, Any]:
+    """The schema of a list of tasks; where there are tools, each task names those that it needs."""
+    fields: dict[str, Any] = {
+        "id": {"type": "string"},
+        "description": {"type": "string"},
+        "depends_on": {"type": "array", "items": {"type": "string"}},
+    }
+    if tools:
+        names = list(dict.fromkeys(tool.name for tool in tools))
+        fields["tools"] = {"type": "array", "items": {"type": "string", "enum": names}}
+    return {"type": "array", "items": closed(fields)}
+
+
+def plan_schema(tools: Sequence[ToolOffer] = ()) -> ResponseSchema:
+    """The JSON that the answer should be."""
+    return ResponseSchema(name="plan", schema=closed({"tasks": tasks_schema(tools)}))
+
+
+PLAN_SCHEMA = plan_schema()
+"""Where there are no tools."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +70,11 @@ class TurnedDown:
     words: str
 
 
-def prompt_hash() -> str:
+def prompt_hash(*, with_tools: bool = False) -> str:
     """Of the instructions in force."""
-    return prompt("planner").hash
+    if not with_tools:
+        return prompt("planner").hash
+    return sha256(f"{prompt('planner').text}{tool_rules(mark='')}".encode()).hexdigest()[:12]
 
 
 def messages(
@@ -72,19 +86,38 @@ def messages(
     rejections: Sequence[Rejection],
     mark: str,
     turned_down: Sequence[TurnedDown] = (),
+    tools: Sequence[ToolOffer] = (),
     limit: int = USUAL_LIMIT,
 ) -> list[Message]:
     """The request for a plan; what people and then Planwave had against earlier answers follows the goal.
 
-    The context has `limit` characters.
+    The context has `limit` characters. A task may be given `tools`.
     """
     instructions = prompt("planner").fill(count_rule=_count_rule(min_tasks, max_tasks), mark=mark)
+    parts = [f"Goal: {goal}", *context_blocks(context, mark=mark, limit=limit), *tools_block(tools, mark=mark)]
     return [
-        Message(role="system", content=instructions),
-        Message(role="user", content="\n\n".join([f"Goal: {goal}", *context_blocks(context, mark=mark, limit=limit)])),
+        Message(role="system", content=instructions + (tool_rules(mark=mark) if tools else "")),
+        Message(role="user", content="\n\n".join(parts)),
         *_objections(turned_down),
         *asked_again(rejections, word="plan"),
     ]
+
+
+def tool_rules(*, mark: str) -> str:
+    """The end of the instructions where tasks may be given tools."""
+    return "\n\n" + prompt("planner_tools").fill(mark=mark)
+
+
+def tools_block(tools: Sequence[ToolOffer], *, mark: str) -> list[str]:
+    """The tools that tasks may be given, in a block because whoever made them describes them; nothing without any."""
+    if not tools:
+        return []
+    descriptions = share([tool.description for tool in tools], _MAX_TOOLS_CHARACTERS)
+    lines = [
+        json.dumps({"name": tool.name, "description": description}, ensure_ascii=False)
+        for tool, description in zip(tools, descriptions, strict=True)
+    ]
+    return [block("tools", "\n".join(lines), mark=mark)]
 
 
 def _objections(turned_down: Sequence[TurnedDown]) -> list[Message]:
@@ -112,13 +145,18 @@ def asked_again(rejections: Sequence[Rejection], *, word: str) -> list[Message]:
     return [Message(role="assistant", content=answer), Message(role="user", content=f"{wrong}\n\n{wish}")]
 
 
-def read(text: str, *, min_tasks: int, max_tasks: int) -> tuple[list[PlannedTask], list[PlanProblem]]:
-    """The tasks of the answer, and what keeps them from being a plan; one of the two is empty."""
+def read(
+    text: str, *, min_tasks: int, max_tasks: int, tools: Collection[str] = ()
+) -> tuple[list[PlannedTask], list[PlanProblem]]:
+    """The tasks of the answer, and what keeps them from being a plan; one of the two is empty.
+
+    `tools` are those that the goal names; where it names none, what the answer says of tools is ignored.
+    """
     try:
-        tasks = read_plan(text)
+        tasks = read_plan(text, with_tools=bool(tools))
     except Unreadable as unreadable:
         return [], [unreadable.problem]
-    problems = validate(tasks, min_tasks=min_tasks, max_tasks=max_tasks)
+    problems = validate(tasks, min_tasks=min_tasks, max_tasks=max_tasks, tools=tools)
     return ([], problems) if problems else (tasks, [])
 
 

@@ -9,28 +9,38 @@ from typing import Any, assert_never
 from app.agents.briefing import block, context_blocks, prompt, result_blocks, share
 from app.agents.json_reading import Unreadable, read_answer
 from app.agents.plan_reading import read_id, read_tasks, tasks_in
-from app.agents.planner import TASKS_SCHEMA, Rejection, asked_again, closed
+from app.agents.planner import Rejection, asked_again, closed, tasks_schema, tool_rules, tools_block
 from app.domain.ids import TaskKey
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.recovery import Asked
 from app.domain.replan import Circumstances, problems_of, words_of
 from app.domain.status import Strategy, TaskStatus
 from app.domain.text import says_nothing, shortened, storable
-from app.llm.chat import Message, ResponseSchema
+from app.llm.chat import Message, ResponseSchema, ToolOffer
 
 _MAX_FAILED = 50
 _MAX_OTHERS = 500
 _MAX_ERROR_CHARACTERS = 20_000
+_MAX_DONE_CHARACTERS = 20_000
+_DONE = (
+    "What its tool calls have done outside already, one call to a line, is not undone: whatever you choose must not "
+    "have it done again."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedTask:
-    """A task that something has to be done about; `description` as last worded, `errors` oldest first."""
+    """A task that something has to be done about; `description` as last worded, `errors` oldest first.
+
+    `done` says of each tool call that has changed something outside, or may have, what it did; oldest first.
+    """
 
     key: TaskKey
     description: str
     errors: Sequence[str]
     depends_on: Sequence[TaskKey] = ()
+    tools: Sequence[str] = ()
+    done: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +52,7 @@ class OtherTask:
     status: TaskStatus
     result: str | None = None
     depends_on: Sequence[TaskKey] = ()
+    tools: Sequence[str] = ()
     skip_reason: str | None = None
 
 
@@ -68,25 +79,25 @@ class Replan:
 Recovery = Reword | Skip | Replan
 
 
-def prompt_hash(asked: Asked) -> str:
+def prompt_hash(asked: Asked, *, with_tools: bool = False) -> str:
     """Of the instructions in force."""
-    return sha256(_instructions(asked, mark="").encode()).hexdigest()[:12]
+    return sha256(_instructions(asked, with_tools=with_tools, mark="").encode()).hexdigest()[:12]
 
 
-def response_schema(asked: Asked) -> ResponseSchema:
-    """The JSON that the answer should be."""
+def response_schema(asked: Asked, tools: Sequence[ToolOffer] = ()) -> ResponseSchema:
+    """The JSON that the answer should be; new tasks may be given `tools`."""
     text, keys = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
     match asked:
         case Asked.RETRY:
             fields: dict[str, Any] = {"description": text}
         case Asked.REPLAN:
-            fields = {"tasks": TASKS_SCHEMA, "drop": keys}
+            fields = {"tasks": tasks_schema(tools), "drop": keys}
         case Asked.AUTO:
             unused = {"type": "null"}
             fields = {
                 "strategy": {"type": "string", "enum": [strategy.value for strategy in Strategy]},
                 "description": {"anyOf": [text, unused]},
-                "tasks": {"anyOf": [TASKS_SCHEMA, unused]},
+                "tasks": {"anyOf": [tasks_schema(tools), unused]},
                 "drop": {"anyOf": [keys, unused]},
             }
         case _:
@@ -112,13 +123,16 @@ def messages(
     mark: str,
     replaced: Collection[TaskKey] = (),
     max_tasks: int | None = None,
+    tools: Sequence[ToolOffer] = (),
 ) -> list[Message]:
     """The request about a failed task, and about the others that wait with it.
 
     A replan would replace the unstarted tasks among `others` that depend on a failed one or stand in `replaced`;
     `used_up` are the strategies that are no longer open, `instructions` the words of a person, `max_tasks` the most
-    that a replan may hold. Results, descriptions and context have `limit` characters each.
+    that a replan may hold, `tools` those that its tasks may be given. Results, descriptions and context have `limit`
+    characters each.
     """
+    offered = () if asked is Asked.RETRY else tools
     failed = [task, *also_failed]
     behind = set() if asked is Asked.RETRY else _behind({t.key for t in failed} | set(replaced), others)
     shown = _shown(failed, others, behind)
@@ -126,6 +140,7 @@ def messages(
     parts = [
         f"Goal: {goal}",
         *context_blocks(context, mark=mark, limit=limit),
+        *tools_block(offered, mark=mark),
         *_failures(failed, asked, mark=mark),
         *_standing(shown, len(others), behind, limit=limit, mark=mark),
         *result_blocks(results, limit=limit, mark=mark),
@@ -133,15 +148,16 @@ def messages(
         *([] if instructions is None else [f"A person has looked at this and says: {instructions}"]),
     ]
     return [
-        Message(role="system", content=_instructions(asked, mark=mark)),
+        Message(role="system", content=_instructions(asked, with_tools=bool(offered), mark=mark)),
         Message(role="user", content="\n\n".join(parts)),
         *asked_again(rejections, word="answer"),
     ]
 
 
-def _instructions(asked: Asked, *, mark: str) -> str:
+def _instructions(asked: Asked, *, with_tools: bool, mark: str) -> str:
     template = prompt(f"recovery_{asked.value}")
-    return template.fill(mark=mark, task_rules=prompt("recovery_tasks").text)
+    text = template.fill(mark=mark, task_rules=prompt("recovery_tasks").text)
+    return text + tool_rules(mark=mark) if with_tools and asked is not Asked.RETRY else text
 
 
 def _behind(failed: Collection[TaskKey], others: Sequence[OtherTask]) -> set[TaskKey]:
@@ -171,6 +187,7 @@ def _failures(failed: Sequence[FailedTask], asked: Asked, *, mark: str) -> list[
     parts = []
     told = failed[:_MAX_FAILED]
     errors = iter(share([error for t in told for error in t.errors], _MAX_ERROR_CHARACTERS))
+    done = share(["\n".join(" ".join(line.split()) for line in t.done) for t in told], _MAX_DONE_CHARACTERS)
     for n, t in enumerate(told):
         if n == 1 and asked is Asked.AUTO:
             parts.append(
@@ -179,7 +196,11 @@ def _failures(failed: Sequence[FailedTask], asked: Asked, *, mark: str) -> list[
         parts += [f"Failed task {t.key}:", block("task", t.description, mark=mark, label=t.key)]
         if t.depends_on:
             parts.append(f"It depends on {json.dumps(list(t.depends_on), ensure_ascii=False)}.")
+        if t.tools:
+            parts.append(f"It may use the tools {json.dumps(list(t.tools), ensure_ascii=False)}.")
         parts += [block("error", next(errors), mark=mark, label=t.key) for _ in t.errors]
+        if t.done:
+            parts += [_DONE, block("done", done[n], mark=mark, label=t.key)]
     if len(failed) > len(told):
         parts.append(f"So did {len(failed) - len(told)} more tasks.")
     return parts
@@ -195,6 +216,8 @@ def _standing(
     for other, description in zip(shown, share([t.description for t in shown], limit), strict=True):
         state = "to be replaced" if other.key in behind else _state(other.status)
         told = {"task": other.key, "state": state, "description": description, "depends_on": list(other.depends_on)}
+        if other.tools:
+            told["tools"] = list(other.tools)
         if other.skip_reason is not None:
             told["reason"] = other.skip_reason
         lines.append(json.dumps(told, ensure_ascii=False))
@@ -233,11 +256,14 @@ def _rules(asked: Asked, used_up: Collection[Strategy], max_tasks: int | None) -
 # What is answered.
 
 
-def read(text: str, *, asked: Asked, circumstances: Circumstances) -> Recovery | list[PlanProblem]:
+def read(
+    text: str, *, asked: Asked, circumstances: Circumstances, tools: Collection[str] = ()
+) -> Recovery | list[PlanProblem]:
     """What the answer says is to be done, or everything that keeps it from being done.
 
     Beside the full form, a bare `{"description"}` is taken where a rewording was asked for, and `{"tasks"}` or a bare
-    array where a new plan was. Fields that the strategy does not use are ignored.
+    array where a new plan was. Fields that the strategy does not use are ignored, and
+    what is said of tools where the goal names none; `tools` are those that it names.
     """
     try:
         answer = read_answer(text, lambda value: _answer_in(value, asked), word="answer")
@@ -248,12 +274,12 @@ def read(text: str, *, asked: Asked, circumstances: Circumstances) -> Recovery |
             case Strategy.SKIP:
                 return Skip()
             case Strategy.REPLAN:
-                tasks, drop = read_tasks(tasks_in(answer)), _drop(answer)
+                tasks, drop = read_tasks(tasks_in(answer), with_tools=bool(tools)), _drop(answer)
             case _:
                 assert_never(strategy)
     except Unreadable as unreadable:
         return [unreadable.problem]
-    return problems_of(tasks, drop, circumstances) or Replan(tuple(tasks), drop)
+    return problems_of(tasks, drop, circumstances, tools=tools) or Replan(tuple(tasks), drop)
 
 
 def _answer_in(value: Any, asked: Asked) -> Any:

@@ -11,6 +11,8 @@ DONE = (TaskStatus.SUCCEEDED, TaskStatus.SKIPPED)
 _FINISHED = (*DONE, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED)
 _DEAD = (TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SUPERSEDED)
 _UNSTARTED = (TaskStatus.PENDING, TaskStatus.RETRYING)
+_BEGUN = 2**32
+"""Puts tasks that have begun before all positions of a plan."""
 
 
 class Board:
@@ -28,7 +30,7 @@ class Board:
         self._dependents: dict[TaskKey, list[TaskKey]] = {}
         self._waits_for: dict[TaskKey, int] = {}
         self._held: set[TaskKey] = set()
-        self._ready: list[tuple[int, TaskKey]] = []  # by plan order
+        self._ready: list[tuple[int, TaskKey]] = []  # what has begun, then by plan order
         self._retries: list[tuple[int, int, TaskKey]] = []  # by time, then plan order
 
     def add(self, added: Iterable[WalkTask]) -> None:
@@ -82,6 +84,18 @@ class Board:
     def make_ready(self, key: TaskKey) -> None:
         """The task may start, whatever its status."""
         heapq.heappush(self._ready, (self._position[key], key))
+
+    def go_on(self, key: TaskKey) -> None:
+        """The task has begun, and may make its next calls: before any that has not begun."""
+        self.move(key, TaskStatus.RUNNING)
+        self.in_flight.discard(key)
+        heapq.heappush(self._ready, (self._position[key] - _BEGUN, key))
+
+    def rest(self, key: TaskKey) -> None:
+        """The task has begun, and waits for a person."""
+        self.move(key, TaskStatus.AWAITING_REVIEW)
+        self._ready = [entry for entry in self._ready if entry[-1] != key]
+        heapq.heapify(self._ready)
 
     def let_go(self, keys: Iterable[TaskKey]) -> None:
         """These are held no longer."""

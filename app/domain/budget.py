@@ -85,6 +85,15 @@ class Budget:
                 return name
         return None
 
+    def refuses_tools(self, calls: int) -> str | None:
+        """The limit that so many more tool calls would pass; None: they may be made."""
+        limit = self._limits.get("max_tool_calls")
+        return None if limit is None or self._used["max_tool_calls"] + calls <= limit else "max_tool_calls"
+
+    def tools_opened(self, calls: int) -> None:
+        """So many tool calls are recorded as sent."""
+        self._used["max_tool_calls"] += calls
+
     def opened(self, number: int, reservation: Reservation) -> None:
         """The call of this number is recorded as sent. Raises ValueError if it is open already."""
         if number in self._open:

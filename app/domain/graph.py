@@ -10,23 +10,32 @@ Key = TypeVar("Key", bound=str)
 
 MAX_ID_CHARACTERS = 200
 _MAX_CYCLES = 20  # each costs a pass over what is left; nobody mends more than these at a time
+_MAX_LISTED_TOOLS = 30
 
 
 def validate(
-    tasks: Sequence[PlannedTask], *, min_tasks: int, max_tasks: int, known_keys: Collection[str] = frozenset()
+    tasks: Sequence[PlannedTask],
+    *,
+    min_tasks: int,
+    max_tasks: int,
+    known_keys: Collection[str] = frozenset(),
+    tools: Collection[str] = frozenset(),
 ) -> list[PlanProblem]:
     """Everything that keeps these tasks from being a plan, in the order a reader meets it; empty when it is one.
 
     `known_keys` are tasks of earlier generations that a dependency may name; an id of the plan itself wins over them.
+    `tools` are those that a task may name.
     """
     if not tasks:
         return [PlanProblem(code="empty", message="The plan has no tasks; give at least one.", pointer="/tasks")]
     problems = _wrong_count(len(tasks), min_tasks, max_tasks)
     ids = {task.id for task in tasks}
+    allowed = frozenset(tools)
     seen: set[str] = set()
     for index, task in enumerate(tasks):
         problems += _wrong_in_itself(task, index, repeated=task.id in seen)
         problems += _wrong_dependencies(task, index, ids, known_keys)
+        problems += _wrong_tools(task, index, allowed)
         seen.add(task.id)
     return problems + _cycles(tasks, ids)
 
@@ -109,6 +118,24 @@ def _wrong_dependencies(
                 PlanProblem(code="unknown_dependency", message=message, pointer=pointer, task_id=task.id[:80])
             )
     return problems
+
+
+def _wrong_tools(task: PlannedTask, index: int, allowed: frozenset[str]) -> list[PlanProblem]:
+    problems = []
+    for n, tool in enumerate(task.tools):
+        if tool not in allowed:
+            message = f"Task '{task.id[:80]}' names the tool '{tool[:80]}', but {_may_be_named(allowed)}."
+            pointer = f"/tasks/{index}/tools/{n}"
+            problems.append(PlanProblem(code="unknown_tool", message=message, pointer=pointer, task_id=task.id[:80]))
+    return problems
+
+
+def _may_be_named(tools: frozenset[str]) -> str:
+    if not tools:
+        return "no tools may be used"
+    names = [f"'{name}'" for name in sorted(tools)[:_MAX_LISTED_TOOLS]]
+    more = f" and {len(tools) - len(names)} more" if len(tools) > len(names) else ""
+    return f"the tools that may be used are {', '.join(names)}{more}"
 
 
 def _cycles(tasks: Sequence[PlannedTask], ids: Collection[str]) -> list[PlanProblem]:

@@ -9,7 +9,10 @@ from app.domain.text import storable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTask:
-    """One task of a proposed plan; ids are the plan's own and become keys when it is stored."""
+    """One task of a proposed plan; ids are the plan's own and become keys when it is stored.
+
+    `depends_on` and `tools` name nothing twice.
+    """
 
     id: str
     description: str

@@ -26,15 +26,22 @@ class Circumstances:
     unstarted: frozenset[TaskKey]
 
 
-def problems_of(tasks: Sequence[PlannedTask], drop: Sequence[str], circumstances: Circumstances) -> list[PlanProblem]:
+def problems_of(
+    tasks: Sequence[PlannedTask],
+    drop: Sequence[str],
+    circumstances: Circumstances,
+    *,
+    tools: Collection[str] = frozenset(),
+) -> list[PlanProblem]:
     """Everything that keeps these tasks from being the next generation; empty when they can be.
 
-    Checked as hard as a first plan; beyond that nothing unknown is dropped, what failed is not tried again in the same
-    words, and what is carried is not done twice. To drop a task that has begun, failed or is replaced is no problem.
+    Checked as hard as a first plan, with these `tools` and no others; beyond that nothing unknown is dropped, what
+    failed is not tried again in the same words, and what is carried is not done twice. To drop a task that has begun,
+    failed or is replaced is no problem.
     """
     gone = set(dropped(drop, circumstances))
     kept = {key: known for key, known in circumstances.carried.items() if key not in gone}
-    problems = validate(tasks, min_tasks=1, max_tasks=circumstances.max_tasks, known_keys=kept)
+    problems = validate(tasks, min_tasks=1, max_tasks=circumstances.max_tasks, known_keys=kept, tools=tools)
     reasons = {
         **dict.fromkeys(circumstances.failed, "which failed and is replaced"),
         **dict.fromkeys(circumstances.replaced, "which is replaced with the failed task that it needs"),

@@ -118,6 +118,14 @@ class Walk:
         """The task came to nothing and may start again from `due_at` on; meanwhile its place is free."""
         self._tasks.retry_at(key, due_at)
 
+    def goes_on(self, key: TaskKey) -> None:
+        """Nothing of the task is in flight, and its next calls may be made: of tools, or of its model."""
+        self._tasks.go_on(key)
+
+    def awaits_review(self, key: TaskKey) -> None:
+        """Nothing of the task is in flight, and it cannot go on without a person."""
+        self._tasks.rest(key)
+
     def failed(self, key: TaskKey, now: int) -> Remedy:
         """The task's attempts are used up, or it failed for good; what comes of it, which the caller carries out."""
         self._tasks.move(key, TaskStatus.FAILED)

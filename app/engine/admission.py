@@ -71,6 +71,8 @@ class Admission:
 
     def _admit(self, state: RunState, purpose: Purpose) -> bool:
         """Whether a call may be sent now; if so, it is made, and counted in the budget."""
+        if isinstance(purpose, str) and (asked := state.tasks[purpose].transcript.asked):
+            return self._admit_tools(state, len(asked))
         call = self._shop.caller.make(purpose, state, number=state.last_call + 1)
         opens_at = max(self._shop.caller.opens_at(call.model) or 0, state.opens_at.get(call.model, 0))
         if opens_at > self._shop.clock.now():
@@ -83,6 +85,13 @@ class Admission:
         state.budget.opened(call.number, call.reservation)
         self._calls[call.seat, call.task_key] = call
         return True
+
+    def _admit_tools(self, state: RunState, calls: int) -> bool:
+        """Tools take none of the model's places: the one that was taken for them goes back with the others."""
+        self.refused_by = state.budget.refuses_tools(calls)
+        if self.refused_by is None:
+            state.budget.tools_opened(calls)
+        return self.refused_by is None
 
     def _place_granted(self) -> None:
         self.waits_for_place = False

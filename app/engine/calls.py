@@ -1,15 +1,16 @@
 """Calls to the model: what each seat is asked, and the sending."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import structlog
 
 from app.agents import executor, output, planner, recovery, synthesizer
 from app.agents.briefing import mark
+from app.agents.tool_words import in_words
 from app.domain.budget import Reservation
 from app.domain.errors import ModelError, TransportFault
 from app.domain.ids import RunId, TaskKey
@@ -21,7 +22,8 @@ from app.domain.usage import Price, Usage
 from app.engine.places import Places
 from app.engine.state import Ask, RunState
 from app.engine.throttle import Throttle
-from app.llm.chat import ChatAnswer, ChatModel, ChatRequest, Message
+from app.engine.tooling import ToolCaller
+from app.llm.chat import ChatAnswer, ChatModel, ChatRequest, Message, ToolOffer
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -51,6 +53,10 @@ class Call:
     price: Price | None
     schema: Mapping[str, Any] | None = None
     """What a task's or the run's result has to match."""
+    offers: Sequence[ToolOffer] = ()
+    """The tools that a task's model is told of: in the request, or `in_words`; one that `must_answer` may call none."""
+    in_words: bool = False
+    must_answer: bool = False
     task_key: TaskKey | None = None
     attempt: int | None = None
 
@@ -117,8 +123,11 @@ Outcome = Answered | Faulted | Cut | Broke
 class Caller:
     """Makes and sends the calls of one process. What an endpoint says of its limits holds for all of them."""
 
-    def __init__(self, model: ChatModel, settings: Settings, places: Places, throttle: Throttle) -> None:
+    def __init__(
+        self, model: ChatModel, tools: ToolCaller, settings: Settings, places: Places, throttle: Throttle
+    ) -> None:
         self._model = model
+        self._tools = tools
         self._settings = settings
         self._places = places
         self._throttle = throttle
@@ -133,12 +142,16 @@ class Caller:
         seat, key = seat_of(purpose)
         model = self._settings.model_for(seat, state.run.options)
         schema = _schema(purpose, state)
-        request = self._request(purpose, model, schema, state)
-        characters = sum(len(message.content) for message in request.messages)
         attempt = None
+        offers: Sequence[ToolOffer] = ()
+        must_answer = False
         if seat is Seat.EXECUTOR and key is not None:
             task = state.tasks[key]
             attempt = task.attempt if task.attempt_open else task.attempt + 1
+            offers = self._offers(task.tools)
+            must_answer = bool(offers) and task.transcript.must_answer(attempt, state.option("max_steps"))
+        request = self._request(purpose, model, schema, state, offers, must_answer=must_answer)
+        characters = sum(len(message.content) for message in request.messages) + sum(map(_characters, request.tools))
         return Call(
             number=number,
             seat=seat,
@@ -152,9 +165,15 @@ class Caller:
             ),
             price=self._settings.price_of(model),
             schema=schema,
+            offers=offers,
+            in_words=bool(offers) and state.ask(seat, key).in_words,
+            must_answer=must_answer,
             task_key=key,
             attempt=attempt,
         )
+
+    def _offers(self, names: Iterable[str]) -> list[ToolOffer]:
+        return self._tools.offers(names)
 
     async def send(self, call: Call, run_id: RunId, came_back: Callable[[Outcome], None]) -> None:
         """Ask once and report the outcome; nothing is reported when cancelled, which may come before the first step."""
@@ -178,7 +197,16 @@ class Caller:
         if error.retry_after_seconds is not None:
             self._throttle.hold_off(call.model, min(error.retry_after_seconds, self._shared_seconds))
 
-    def _request(self, purpose: Purpose, model: str, schema: Mapping[str, Any] | None, state: RunState) -> ChatRequest:
+    def _request(
+        self,
+        purpose: Purpose,
+        model: str,
+        schema: Mapping[str, Any] | None,
+        state: RunState,
+        offers: Sequence[ToolOffer],
+        *,
+        must_answer: bool,
+    ) -> ChatRequest:
         seat, key = seat_of(purpose)
         ask = state.ask(seat, key)
         limit = self._settings.context_max_characters // (_SHRINK if ask.shrunk else 1)
@@ -187,23 +215,29 @@ class Caller:
         response = None if schema is None else output.response_schema(schema)
         match purpose:
             case DrawPlan():
-                messages, response = self._planning(state, ask, limit), planner.PLAN_SCHEMA
+                messages = self._planning(state, ask, limit)
+                response = planner.plan_schema(self._offers(state.option("tools")))
             case Synthesize():
                 messages = self._synthesis(state, ask, limit)
             case AskRecovery():
                 messages = self._recovery(purpose, state, ask, limit)
-                response = recovery.response_schema(purpose.asked)
+                response = recovery.response_schema(purpose.asked, self._offers(state.option("tools")))
                 if len(purpose.keys) == 1:
                     headers["X-Planwave-Task"] = header_text(purpose.key)
             case _:
-                messages = self._task(purpose, state, ask, limit)
+                messages = self._task(purpose, state, ask, limit, with_tools=bool(offers), must_answer=must_answer)
                 headers["X-Planwave-Task"] = header_text(purpose)
-                timeout = state.option("task_timeout_seconds")
+                timeout = max(1.0, state.option("task_timeout_seconds") - state.tasks[purpose].spent_ms / 1000)
+        choice: Literal["auto", "none"] = "none" if must_answer else "auto"
+        if offers and ask.in_words:
+            messages, offers = in_words(messages, offers, choice=choice), ()
         return ChatRequest(
             model=model,
             messages=messages,
             response=response,
             format_at_most=ask.format_at_most,
+            tools=offers,
+            tool_choice=choice,
             headers=headers,
             timeout_seconds=timeout,
         )
@@ -216,11 +250,14 @@ class Caller:
             max_tasks=state.option("max_tasks"),
             rejections=ask.rejections,
             turned_down=state.turned_down,
+            tools=self._offers(state.option("tools")),
             limit=limit,
             mark=mark(str(state.run.id)),
         )
 
-    def _task(self, key: TaskKey, state: RunState, ask: Ask, limit: int) -> list[Message]:
+    def _task(
+        self, key: TaskKey, state: RunState, ask: Ask, limit: int, *, with_tools: bool, must_answer: bool
+    ) -> list[Message]:
         task = state.tasks[key]
         mismatch = task.counted > 0 and task.last_error.get("kind") == "output_mismatch"
         return executor.messages(
@@ -232,6 +269,9 @@ class Caller:
             trouble=str(task.last_error["message"]) if mismatch else None,
             schema=_schema(key, state),
             partial=ask.partial,
+            with_tools=with_tools,
+            steps=task.transcript.steps,
+            must_answer=must_answer,
             limit=limit,
             mark=mark(str(state.run.id)),
         )
@@ -251,6 +291,7 @@ class Caller:
                 status=state.walk.status(key),
                 result=result_text(state.results[key]) if key in state.results else None,
                 depends_on=state.tasks[key].depends_on,
+                tools=state.tasks[key].tools,
                 skip_reason=state.tasks[key].skip_reason,
             )
             for key in state.live
@@ -269,6 +310,7 @@ class Caller:
             rejections=ask.rejections,
             replaced=list(circumstances.replaced),
             max_tasks=circumstances.max_tasks,
+            tools=self._offers(state.option("tools")),
             limit=limit,
             mark=mark(str(state.run.id)),
         )
@@ -287,6 +329,10 @@ class Caller:
             limit=limit,
             mark=mark(str(state.run.id)),
         )
+
+
+def _characters(offer: ToolOffer) -> int:
+    return len(offer.name) + len(offer.description) + len(json.dumps(offer.parameters))
 
 
 def seat_of(purpose: Purpose) -> tuple[Seat, TaskKey | None]:
@@ -315,6 +361,7 @@ def _failed(key: TaskKey, state: RunState) -> recovery.FailedTask:
         description=task.description,
         errors=[str(error.get("message", "")) for error in task.errors],
         depends_on=task.depends_on,
+        tools=task.tools,
     )
 
 

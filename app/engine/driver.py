@@ -17,6 +17,7 @@ from app.domain.status import ACTIVE, AttemptStatus, Mode, RunStatus, StopReques
 from app.domain.steps import Call as Purpose
 from app.domain.steps import CutCalls, DrawPlan, Finish, Park, StartTasks, Step, Synthesize
 from app.domain.text import shortened
+from app.engine.acting import Acting
 from app.engine.admission import Admission
 from app.engine.calls import Call, Cut, Outcome
 from app.engine.inbox import Inbox
@@ -24,14 +25,16 @@ from app.engine.outcomes import Outcomes
 from app.engine.remedies import Remedies
 from app.engine.state import RunState, build
 from app.engine.suspects import is_suspect
+from app.engine.tooling import ToolCut, ToolOutcome, ToolSending
 from app.engine.workshop import Workshop
-from app.storage.changes import Changes, write
+from app.storage.changes import Changes
 from app.storage.database import unbroken
 from app.storage.dispatch import Flags, Lease, flags_locked, release
 from app.storage.faults import patient
 from app.storage.records import ReviewRecord
 from app.storage.resume import StoredRun, load
 from app.storage.reviews import bearing_reviews
+from app.storage.writing import write
 
 log = structlog.get_logger(__name__)
 
@@ -47,8 +50,8 @@ class Driver:
         self.is_suspect = is_suspect(lease)
         self._on_cleared = on_cleared
         self._shop = workshop
-        self._inbox: Inbox[Outcome] = Inbox()
-        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._inbox: Inbox[Outcome | ToolOutcome] = Inbox()
+        self._calls: set[asyncio.Task[None]] = set()
         self._admission = Admission(workshop, self._inbox.nudge)
         self.heard = 0
         """How often it has been told what clients want."""
@@ -81,23 +84,28 @@ class Driver:
         self._stop = self._stop or stored.run.stop_requested
         state, changes = build(stored, self.lease)
         remedies = Remedies(state, self._shop.clock)
+        acting = Acting(state, self._shop.tools, self._shop.clock)
+        outcomes = Outcomes(state, remedies, acting, self._shop.clock, self._shop.backoff)
         remedies.take_up(changes)
+        acting.take_up(changes)
+        outcomes.take_up(changes)
         try:
             async with asyncio.TaskGroup() as group:
-                await self._drive(state, remedies, changes, group)
+                await self._drive(state, outcomes, acting, changes, group)
         except* LeaseLost:
             log.info("lease lost", run_id=str(self.lease.run_id), epoch=self.lease.epoch)
         finally:
             self._admission.leave()
 
-    async def _drive(self, state: RunState, remedies: Remedies, changes: Changes, group: asyncio.TaskGroup) -> None:
-        outcomes = Outcomes(state, remedies, self._shop.clock, self._shop.backoff)
+    async def _drive(
+        self, state: RunState, outcomes: Outcomes, acting: Acting, changes: Changes, group: asyncio.TaskGroup
+    ) -> None:
         begins = True
         while True:
             self._tell_of_stops(state)
             self._tell_of_time(state, changes)
             steps = self._steps(state, changes)
-            calls = self._record(steps, state, changes, begins=begins)
+            calls = self._record(steps, state, acting, changes, begins=begins)
             if begins or calls or not changes.is_empty:
                 fenced = await self._shop.recorder.commit(changes)
                 if self.is_suspect and changes.has_outcome:
@@ -114,14 +122,14 @@ class Driver:
             if parking:
                 if await self._park(parking[0], state):
                     return
-                await self._take_answers(state, remedies, changes)
+                await self._take_answers(state, outcomes, changes)
                 continue
             if not state.walk.in_flight and await self._let_go(state):
                 return
             for outcome in await self._inbox.take(within_seconds=self._sleep_seconds(state)):
                 outcomes.take_in(outcome, changes)
                 self._admission.call_ended()
-            await self._take_answers(state, remedies, changes)
+            await self._take_answers(state, outcomes, changes)
 
     def _tell_of_stops(self, state: RunState) -> None:
         if self._stop is StopRequest.CANCEL:
@@ -139,7 +147,7 @@ class Driver:
         message = f"The run's {state.budget.limit('max_seconds'):g} seconds are used up."
         state.walk.give_up(RunError(code="deadline_exceeded", message=message), cut=True)
 
-    async def _take_answers(self, state: RunState, remedies: Remedies, changes: Changes) -> None:
+    async def _take_answers(self, state: RunState, outcomes: Outcomes, changes: Changes) -> None:
         """Carry out what people have answered since we last looked."""
         if self._answers <= state.answers:
             return
@@ -147,7 +155,7 @@ class Driver:
         for review in await self._reviews():
             known = state.reviews.get(review.id)
             if known is not None and known.answered_at is None and review.answered_at is not None:
-                remedies.answered(review, changes)
+                outcomes.review_answered(review, changes)
 
     @patient
     async def _load(self) -> StoredRun | None:
@@ -174,9 +182,11 @@ class Driver:
         used = state.budget.use_of(limit, self._shop.clock.now())
         changes.event(event, limit=limit, used=used, of=state.budget.limit(limit))
 
-    def _record(self, steps: Sequence[Step], state: RunState, changes: Changes, *, begins: bool) -> list[Call]:
+    def _record(
+        self, steps: Sequence[Step], state: RunState, acting: Acting, changes: Changes, *, begins: bool
+    ) -> list[Call | ToolSending]:
         """Add what the steps mean to the changes; the calls to send once these are committed."""
-        calls: list[Call] = []
+        calls: list[Call | ToolSending] = []
         if begins:
             self._begin(state, changes)
         for step in steps:
@@ -184,13 +194,14 @@ class Driver:
                 case DrawPlan() | AskRecovery() | Synthesize():
                     calls.append(self._open_call(step, state, changes))
                 case StartTasks(keys):
-                    calls += [self._start_task(key, state, changes) for key in keys]
+                    for key in keys:
+                        calls += self._start_task(key, state, acting, changes)
                 case CutCalls():
-                    for call in self._calls.values():
+                    for call in self._calls:
                         if not call.cancelling():  # once: again would break into the closing of its connection
                             call.cancel()
                 case Finish():
-                    self._finish(step, state, changes)
+                    self._finish(step, state, acting, changes)
                 case Park():
                     pass  # once all that is known is committed
                 case _:
@@ -226,17 +237,29 @@ class Driver:
             changes.status = RunStatus.PLANNING
             changes.event("run.planning")
 
-    def _start_task(self, key: TaskKey, state: RunState, changes: Changes) -> Call:
+    def _start_task(
+        self, key: TaskKey, state: RunState, acting: Acting, changes: Changes
+    ) -> Sequence[Call | ToolSending]:
+        """A task's first call; or the next ones of its loop, of tools where the last answer has asked for any."""
+        task = state.tasks[key]
+        if task.tools:
+            task.begins(self._shop.clock.now())
+        if not task.goes_on:
+            self._begin_task(key, state, changes)
+        task.goes_on = task.recovered = False
+        return acting.open(key, changes) if task.transcript.asked else [self._open_call(key, state, changes)]
+
+    def _begin_task(self, key: TaskKey, state: RunState, changes: Changes) -> None:
         task = state.tasks[key]
         if not task.attempt_open:
             task.attempt += 1
             task.attempt_open = True
-            changes.attempt_started(key, task.attempt, description=task.description, prompt_hash=executor.prompt_hash())
+            prompt_hash = executor.prompt_hash(with_tools=bool(task.tools))
+            changes.attempt_started(key, task.attempt, description=task.description, prompt_hash=prompt_hash)
         changes.task(key, TaskStatus.RUNNING)
         event = "task.recovered" if task.recovered else "task.started"
         changes.event(event, task_key=key, attempt=task.attempt)
         task.recovered = False
-        return self._open_call(key, state, changes)
 
     def _open_call(self, purpose: Purpose, state: RunState, changes: Changes) -> Call:
         call = self._admission.take(purpose)
@@ -253,11 +276,12 @@ class Driver:
         )
         return call
 
-    def _finish(self, end: Finish, state: RunState, changes: Changes) -> None:
+    def _finish(self, end: Finish, state: RunState, acting: Acting, changes: Changes) -> None:
         """Write the run's end, and that of everything it leaves unfinished."""
         for key in [] if end.status is RunStatus.SUCCEEDED else state.walk.end_unfinished():
             changes.task(key, TaskStatus.CANCELLED)
             changes.event("task.cancelled", task_key=key)
+            acting.finish(key, changes)
             if state.tasks[key].attempt_open:
                 changes.attempt_ended(key, state.tasks[key].attempt, AttemptStatus.CANCELLED)
         for review in state.reviews:
@@ -272,18 +296,22 @@ class Driver:
         if end.status is RunStatus.SUCCEEDED and state.run.mode is Mode.EXECUTE:
             changes.result = _result(state)
 
-    def _send(self, calls: Sequence[Call], state: RunState, group: asyncio.TaskGroup) -> None:
+    def _send(self, calls: Sequence[Call | ToolSending], state: RunState, group: asyncio.TaskGroup) -> None:
         for call in calls:
-            self._admission.sent()
-            sending = group.create_task(self._shop.caller.send(call, state.run.id, self._inbox.put))
-            self._calls[call.number] = sending
+            if isinstance(call, Call):
+                self._admission.sent()
+                sending = group.create_task(self._shop.caller.send(call, state.run.id, self._inbox.put))
+            else:
+                sending = group.create_task(self._shop.tools.send(call, state.run.id, self._inbox.put))
+            self._calls.add(sending)
             sending.add_done_callback(partial(self._call_ended, call))
 
-    def _call_ended(self, call: Call, ended: asyncio.Task[None]) -> None:
-        del self._calls[call.number]
-        self._shop.places.give_back()
+    def _call_ended(self, call: Call | ToolSending, ended: asyncio.Task[None]) -> None:
+        self._calls.discard(ended)
+        if isinstance(call, Call):
+            self._shop.places.give_back()
         if ended.cancelled():
-            self._inbox.put(Cut(call))
+            self._inbox.put(Cut(call) if isinstance(call, Call) else ToolCut(call))
 
     @patient
     @unbroken

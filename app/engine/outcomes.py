@@ -2,10 +2,13 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, assert_never
 
 from app.agents import planner
+from app.agents.json_reading import Unreadable
 from app.agents.output import read_output
+from app.agents.tool_words import read_calls
 from app.domain.errors import (
     AuthFailed,
     CallRefused,
@@ -13,19 +16,25 @@ from app.domain.errors import (
     ModelDeclined,
     ModelError,
     SpoiledAnswer,
+    ToolsRefused,
     TransportFault,
 )
 from app.domain.failures import MAX_REASKS, MAX_TRANSPORT_TRIES, Backoff, Failure, RunError
 from app.domain.generation import next_plan
+from app.domain.ids import TaskKey
 from app.domain.plan import PlannedTask, PlanProblem
-from app.domain.status import AttemptStatus, CallStatus, PlanReason, Seat, TaskStatus
+from app.domain.status import AttemptStatus, CallStatus, PlanReason, ReviewKind, Seat, TaskStatus
+from app.domain.transcript import Transcript
 from app.domain.usage import Usage
+from app.engine.acting import Acting
 from app.engine.calls import Answered, Broke, Call, Cut, Faulted, Outcome
 from app.engine.clock import Clock
 from app.engine.remedies import Remedies
 from app.engine.state import ENDPOINT_FAULTS, RunState, task_error
-from app.llm.chat import ChatAnswer, FormatLevel
+from app.engine.tooling import ToolCut, ToolFaulted, ToolOutcome, ToolReturned
+from app.llm.chat import ChatAnswer, FormatLevel, ToolCall
 from app.storage.changes import Changes
+from app.storage.records import ReviewRecord
 
 _MAX_STORED_PROBLEMS = 1_000
 _NOTHING = Usage()
@@ -34,15 +43,20 @@ _NOTHING = Usage()
 class Outcomes:
     """Takes in the outcomes of one run's calls."""
 
-    def __init__(self, state: RunState, remedies: Remedies, clock: Clock, backoff: Backoff) -> None:
+    def __init__(self, state: RunState, remedies: Remedies, acting: Acting, clock: Clock, backoff: Backoff) -> None:
         self._state = state
         self._remedies = remedies
+        self._acting = acting
         self._clock = clock
         self._backoff = backoff
 
-    def take_in(self, outcome: Outcome, changes: Changes) -> None:
+    def take_in(self, outcome: Outcome | ToolOutcome, changes: Changes) -> None:
         """Tell the walk, and add to the changes what is to be written."""
         match outcome:
+            case ToolReturned() | ToolFaulted() | ToolCut():
+                failure = self._acting.take_in(outcome, changes)
+                if failure is not None:
+                    self._tool_failed(outcome.sending.task_key, failure, changes)
             case Answered(call, answer):
                 self._state.ask(call.seat, call.task_key).tries = 0
                 self._answered(call, answer, changes)
@@ -60,6 +74,21 @@ class Outcomes:
             case _:
                 assert_never(outcome)
 
+    def take_up(self, changes: Changes) -> None:
+        """For a run that is loaded: what people have said of tool calls, and nobody has carried out."""
+        for review in list(self._state.reviews.values()):
+            if review.kind is ReviewKind.TOOL_CALL and review.answered_at is not None:
+                self.review_answered(review, changes)
+
+    def review_answered(self, review: ReviewRecord, changes: Changes) -> None:
+        """A person has answered."""
+        if review.kind is not ReviewKind.TOOL_CALL:
+            self._remedies.answered(review, changes)
+            return
+        self._state.walk.review_answered(review.id)
+        if (failed := self._acting.answered(review, changes)) is not None:
+            self._tool_failed(*failed, changes)
+
     # Answers.
 
     def _answered(self, call: Call, answer: ChatAnswer, changes: Changes) -> None:
@@ -72,9 +101,31 @@ class Outcomes:
             case Seat.SYNTHESIZER:
                 self._synthesis_answered(call, text, answer.usage, changes)
             case Seat.EXECUTOR:
-                self._task_answered(call, text, answer.usage, changes)
+                self._executor_answered(call, text, answer, changes)
             case _:
                 assert_never(call.seat)
+
+    def _executor_answered(self, call: Call, text: str, answer: ChatAnswer, changes: Changes) -> None:
+        """A task's result, or a step of its loop."""
+        wanted: Sequence[ToolCall] = answer.tool_calls
+        if call.in_words:
+            try:
+                wanted = [replace(one, id="") for one in read_calls(answer.content, call.offers)]
+            except Unreadable as unreadable:
+                problem = SpoiledAnswer(unreadable.problem.message, kind="not_json", usage=answer.usage)
+                self._spoiled(call, problem, changes)
+                return
+        if not wanted:
+            self._task_answered(call, text, answer.usage, changes)
+        elif call.must_answer:
+            message = "The model went on asking for tools where it had to answer."
+            self._end_call(call, changes, CallStatus.ANSWERED, usage=answer.usage)
+            self._end(call, Failure(kind="max_steps", message=message, retryable=False), changes)
+        else:
+            content = "" if call.in_words else answer.content
+            self._end_call(call, changes, CallStatus.ANSWERED, usage=answer.usage, answer=content)
+            self._state.ask(call.seat, call.task_key).partial = None
+            self._acting.asked(call, content, wanted, changes)
 
     def _task_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
         key, attempt = call.of_task
@@ -90,6 +141,7 @@ class Outcomes:
         changes.task(key, TaskStatus.SUCCEEDED, result=result)
         changes.event("task.succeeded", task_key=key, attempt=attempt)
         self._state.tasks[key].attempt_open = False
+        self._state.tasks[key].transcript = Transcript()
         self._state.results[key] = result
         self._state.walk.succeeded(key)
 
@@ -106,7 +158,10 @@ class Outcomes:
 
     def _plan_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
         tasks, problems = planner.read(
-            text, min_tasks=self._state.option("min_tasks"), max_tasks=self._state.option("max_tasks")
+            text,
+            min_tasks=self._state.option("min_tasks"),
+            max_tasks=self._state.option("max_tasks"),
+            tools=self._state.option("tools"),
         )
         if problems:
             self._rejected(call, text, problems, usage, changes)
@@ -127,7 +182,7 @@ class Outcomes:
             position=len(state.tasks),
             carried=state.carried(without=superseded),
             superseded=superseded,
-            prompt_hash=planner.prompt_hash(),
+            prompt_hash=planner.prompt_hash(with_tools=bool(state.option("tools"))),
         )
         self._remedies.store(
             plan,
@@ -177,6 +232,10 @@ class Outcomes:
             case FormatRefused():
                 self._end_call(call, changes, CallStatus.FAILED, error=_stored(error, retryable=True))
                 ask.format_at_most = FormatLevel(max(0, error.level - 1))
+                self._ask_again(call, 0, _stored(error, retryable=True), changes)
+            case ToolsRefused() if not ask.in_words:
+                self._end_call(call, changes, CallStatus.FAILED, error=_stored(error, retryable=True))
+                ask.in_words = True
                 self._ask_again(call, 0, _stored(error, retryable=True), changes)
             case CallRefused(kind="context_length_exceeded") if not ask.shrunk:
                 self._end_call(call, changes, CallStatus.FAILED, error=_stored(error, retryable=True))
@@ -250,13 +309,24 @@ class Outcomes:
                 self._ask_again(call, None, stored, changes)
                 return
         elif call.task_key is not None and not declined:
-            key, _ = call.of_task
+            key, attempt = call.of_task
             task = self._state.tasks[key]
             if task.counted < self._state.option("max_attempts"):
-                self._end_attempt(call, failure, changes)
+                self._end_attempt(key, attempt, failure, changes)
                 self._retry_task(call, stored, self._wait_ms(task.counted, None), changes)
                 return
         self._end(call, failure, changes)
+
+    def _tool_failed(self, key: TaskKey, failure: Failure, changes: Changes) -> None:
+        """A tool has spoiled the attempt."""
+        task = self._state.tasks[key]
+        attempt = task.attempt
+        if failure.retryable and task.counted < self._state.option("max_attempts"):
+            stored = self._end_attempt(key, attempt, failure, changes)
+            wait_ms = self._wait_ms(task.counted, None)
+            self._retry(key, stored, wait_ms, changes, attempt=attempt, try_number=1)
+        else:
+            self._task_failed(key, attempt, failure, changes)
 
     # What follows from them.
 
@@ -277,12 +347,27 @@ class Outcomes:
 
     def _retry_task(self, call: Call, error: Mapping[str, Any], wait_ms: int, changes: Changes) -> None:
         key, attempt = call.of_task
+        self._retry(key, error, wait_ms, changes, attempt=attempt, try_number=call.try_number)
+
+    def _retry(
+        self,
+        key: TaskKey,
+        error: Mapping[str, Any],
+        wait_ms: int,
+        changes: Changes,
+        *,
+        attempt: int,
+        try_number: int,
+    ) -> None:
+        task = self._state.tasks[key]
+        task.rests(self._clock.now())
+        task.goes_on = False
         changes.task(key, TaskStatus.RETRYING, retry_in_ms=wait_ms)
         changes.event(
             "task.retry_scheduled",
             task_key=key,
             attempt=attempt,
-            try_number=call.try_number,
+            try_number=try_number,
             wait_seconds=wait_ms / 1000,
             error=error,
         )
@@ -303,14 +388,13 @@ class Outcomes:
                 self._state.settled(call.seat, call.task_key)
                 self._remedies.spoiled(call.about, failure.message, changes, again=False)
             case Seat.EXECUTOR:
-                self._task_failed(call, failure, changes)
+                self._task_failed(*call.of_task, failure, changes)
             case _:
                 assert_never(call.seat)
 
-    def _task_failed(self, call: Call, failure: Failure, changes: Changes) -> None:
-        key, attempt = call.of_task
-        stored = self._end_attempt(call, failure, changes)
-        self._state.settled(call.seat, key)
+    def _task_failed(self, key: TaskKey, attempt: int, failure: Failure, changes: Changes) -> None:
+        stored = self._end_attempt(key, attempt, failure, changes)
+        self._state.settled(Seat.EXECUTOR, key)
         changes.task(key, TaskStatus.FAILED)
         changes.event("task.failed", task_key=key, attempt=attempt, error=stored)
         if failure.kind in ENDPOINT_FAULTS:
@@ -318,12 +402,12 @@ class Outcomes:
         else:
             self._remedies.apply(key, self._state.walk.failed(key, self._clock.now()), changes)
 
-    def _end_attempt(self, call: Call, failure: Failure, changes: Changes) -> Mapping[str, Any]:
-        key, attempt = call.of_task
+    def _end_attempt(self, key: TaskKey, attempt: int, failure: Failure, changes: Changes) -> Mapping[str, Any]:
         stored = failure.as_json()
         changes.attempt_ended(key, attempt, AttemptStatus.FAILED, error=stored)
         task = self._state.tasks[key]
         task.attempt_open = False
+        task.spent_ms = 0
         task.errors.append(stored)
         return stored
 

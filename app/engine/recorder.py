@@ -14,10 +14,11 @@ from app.domain.errors import LeaseLost, StorageUnavailable
 from app.domain.ids import RunId
 from app.domain.status import StopRequest
 from app.engine.clock import Clock
-from app.storage.changes import Changes, write
+from app.storage.changes import Changes
 from app.storage.database import Database, notify, now_ms
 from app.storage.dispatch import Fenced
 from app.storage.tables import runs
+from app.storage.writing import write
 
 log = structlog.get_logger(__name__)
 

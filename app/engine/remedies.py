@@ -25,7 +25,7 @@ from app.domain.status import (
 from app.domain.steps import WalkTask
 from app.domain.text import shortened
 from app.engine.clock import Clock
-from app.engine.state import RunState, task_error
+from app.engine.state import DrivenTask, RunState, task_error
 from app.storage.changes import Changes
 from app.storage.database import new_id
 from app.storage.records import ReviewRecord
@@ -75,7 +75,7 @@ class Remedies:
                     self.apply(key, state.walk.failed(key, self._clock.now()), changes)
                     self._go_on_waiting(key)
         for review in list(state.reviews.values()):
-            if review.answered_at is not None:
+            if review.answered_at is not None and review.kind is not ReviewKind.TOOL_CALL:
                 self.answered(review, changes)
         self.open_plan_reviews(changes)
 
@@ -83,7 +83,8 @@ class Remedies:
 
     def read(self, step: AskRecovery, text: str) -> recovery.Recovery | list[PlanProblem]:
         """The answer, or why it is none."""
-        return recovery.read(text, asked=step.asked, circumstances=self._state.circumstances(step))
+        circumstances, tools = self._state.circumstances(step), self._state.option("tools")
+        return recovery.read(text, asked=step.asked, circumstances=circumstances, tools=tools)
 
     def take(self, step: AskRecovery, answer: recovery.Recovery, changes: Changes) -> None:
         """Do as the recovery seat says, as far as there are means left."""
@@ -166,7 +167,7 @@ class Remedies:
             carried=state.carried(without=[*step.keys, *superseded]),
             failed=step.keys,
             superseded=superseded,
-            prompt_hash=recovery.prompt_hash(step.asked),
+            prompt_hash=recovery.prompt_hash(step.asked, with_tools=bool(state.option("tools"))),
         )
         others: dict[TaskKey, Remedy] = {}
         self.store(plan, changes, lambda added: others.update(state.walk.replanned(step, added, superseded=superseded)))
@@ -196,6 +197,7 @@ class Remedies:
                 "description": self._state.tasks[key].description,
                 "depends_on": list(self._state.tasks[key].depends_on),
             }
+            | _tools_of(self._state.tasks[key])
             for key in held[:_MAX_SHOWN_TASKS]
         ]
         asked = f"May generation {generation} of the plan, {len(held)} task(s), be carried out?"
@@ -247,13 +249,15 @@ class Remedies:
                 description=task["description"],
                 depends_on=tuple(dict.fromkeys(task.get("depends_on", ()))),
                 critical=task.get("critical", True),
+                tools=tuple(dict.fromkeys(task.get("tools", ()))),
                 output_schema=task.get("output_schema"),
             )
             for task in drawn["tasks"]
         ]
         behind = [*held, *(key for key in state.walk.dependents(held) if key not in held)]
         carried = state.carried(without=behind)
-        if problems := validate(tasks, min_tasks=1, max_tasks=len(tasks), known_keys=carried):
+        problems = validate(tasks, min_tasks=1, max_tasks=len(tasks), known_keys=carried, tools=state.option("tools"))
+        if problems:
             # What it builds on has been replaced since: the person is asked again.
             self._close(review, changes)
             self.open_plan_reviews(changes, note=f"Your plan could not be taken: {problems[0].message}")
@@ -295,6 +299,7 @@ class Remedies:
                 "description": task.description,
                 "depends_on": [needed.partition(".")[2] for needed in task.depends_on],
             }
+            | _tools_of(task)
             for key, task in state.tasks.items()
             if key.startswith(f"{generation}.")
         ]
@@ -361,6 +366,7 @@ class Remedies:
             kind=kind,
             task_key=key,
             generation=generation,
+            tool_call=None,
             question=question,
             allowed_answers=allowed,
             answer=None,
@@ -388,6 +394,7 @@ class Remedies:
         """The task begins anew: in other words, where there are any."""
         task = self._state.tasks[key]
         task.description = wording or task.description
+        task.transcript.begin_anew()
         task.attempts_before = task.attempt
         changes.task_begins_anew(key, wording=wording, reworded=by_recovery, attempts_before=task.attempt)
         if wording is not None:
@@ -404,3 +411,8 @@ class Remedies:
         task.skip_reason = shortened(str(task.last_error.get("message", "given up")), _MAX_REASON_CHARACTERS)
         changes.task_skipped(key, task.skip_reason)
         changes.event("task.skipped", task_key=key, reason=task.skip_reason)
+
+
+def _tools_of(task: DrivenTask) -> dict[str, list[str]]:
+    """The task's tools, as a plan shows them; nothing where it has none."""
+    return {"tools": list(task.tools)} if task.tools else {}

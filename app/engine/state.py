@@ -28,6 +28,7 @@ from app.domain.status import (
     TaskStatus,
 )
 from app.domain.steps import WalkTask
+from app.domain.transcript import AskedCall, LoopStep, Transcript
 from app.domain.walk import Walk
 from app.llm.chat import FormatLevel
 from app.storage.changes import Changes
@@ -52,6 +53,7 @@ class DrivenTask:
     depends_on: Sequence[TaskKey]
     wave: int
     output_schema: Mapping[str, Any] | None = None
+    tools: Sequence[str] = ()
     attempt: int = 0
     attempts_before: int = 0
     attempt_open: bool = False
@@ -60,6 +62,22 @@ class DrivenTask:
     errors: list[Mapping[str, Any]] = field(default_factory=list)
     """What spoiled its attempts, first to last."""
     skip_reason: str | None = None
+    transcript: Transcript = field(default_factory=Transcript)
+    goes_on: bool = False
+    """It has begun under this lease: what starts is its next step."""
+    spent_ms: int = 0
+    """How long calls of this attempt were in flight, as far as this lease knows."""
+    _since: int | None = None
+
+    def begins(self, now: int) -> None:
+        """A call of it is about to be sent."""
+        self._since = now if self._since is None else self._since
+
+    def rests(self, now: int) -> None:
+        """Nothing of it is in flight."""
+        if self._since is not None:
+            self.spent_ms += max(0, now - self._since)
+        self._since = None
 
     @property
     def counted(self) -> int:
@@ -84,6 +102,8 @@ class Ask:
     """Answers that could not be used, in a row."""
     shrunk: bool = False
     """The request was too long for the model, and holds less now."""
+    in_words: bool = False
+    """The endpoint takes no tools: they are described in words, and calls are read out of answers."""
     partial: str | None = None
     """The start of an answer that was cut off at the length limit: the next call goes on from there."""
 
@@ -124,6 +144,7 @@ class RunState:
     opens_at: dict[str, int] = field(default_factory=dict)
     """When each model that asked to be left alone may be called again, in ms."""
     last_call: int = 0
+    last_tool_call: int = 0
     result: Any = None
     is_synthesized: bool = False
     """Whether `result` is the run's; it may be null."""
@@ -240,7 +261,9 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
     asks_person = {review.task_key for review in stored.reviews if review.closed_at is None}
 
     def held(task: TaskRecord) -> bool:
-        return task.key in asks_person or (needs_approval and task.generation not in approved)
+        # Of a task that runs, only some of its tool calls wait for a person.
+        waits = task.key in asks_person and task.status is not TaskStatus.RUNNING
+        return waits or (needs_approval and task.generation not in approved)
 
     walk = Walk(
         mode=run.mode,
@@ -279,9 +302,12 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
         replaced=replaced,
         replans=run.replans,
         last_call=stored.last_call,
+        last_tool_call=stored.last_tool_call,
     )
+    contents = {call.number: call.answer or "" for call in stored.calls if call.seat is Seat.EXECUTOR}
     for task in stored.tasks:
-        state.tasks[task.key] = _driven_task(task, stored.attempts.get(task.key, ()))
+        state.tasks[task.key] = driven = _driven_task(task, stored.attempts.get(task.key, ()))
+        _take_up_tools(driven, stored.tool_calls.get(task.key, ()), contents)
         if task.status is TaskStatus.SUCCEEDED:
             state.results[task.key] = task.result
     for review in stored.reviews:
@@ -333,7 +359,7 @@ def _walk_task(task: TaskRecord, *, held: bool) -> WalkTask:
 
 
 def _new(task: NewTask) -> DrivenTask:
-    return DrivenTask(task.key, task.description, task.depends_on, task.wave, task.output_schema)
+    return DrivenTask(task.key, task.description, task.depends_on, task.wave, task.output_schema, task.tools)
 
 
 def _driven_task(task: TaskRecord, attempts: Sequence[StoredAttempt]) -> DrivenTask:
@@ -343,6 +369,7 @@ def _driven_task(task: TaskRecord, attempts: Sequence[StoredAttempt]) -> DrivenT
         task.depends_on,
         task.wave,
         task.output_schema,
+        task.tools,
         attempts_before=task.attempts_before,
         skip_reason=task.skip_reason,
         errors=[attempt.error for attempt in attempts if attempt.error is not None],
@@ -352,6 +379,22 @@ def _driven_task(task: TaskRecord, attempts: Sequence[StoredAttempt]) -> DrivenT
         driven.attempt_open = attempts[-1].status is AttemptStatus.RUNNING
         driven.recovered = task.status is TaskStatus.RUNNING
     return driven
+
+
+def _take_up_tools(task: DrivenTask, calls: Sequence[AskedCall], contents: Mapping[int, str]) -> None:
+    """The loop as it stood; of what the task has done before it began anew, only what it has done."""
+    for call in calls:
+        if call.attempt <= task.attempts_before:
+            task.transcript.remember([call])
+            continue
+        step = task.transcript.step(call.step)
+        if step is None:
+            step = LoopStep(number=call.step, attempt=call.attempt, content=contents.get(call.step, ""))
+            task.transcript.add(step)
+        if any(before.position == call.position for before in step.calls):
+            task.transcript.replace(call)
+        else:
+            step.calls.append(call)
 
 
 def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
@@ -373,9 +416,12 @@ def _take_up(state: RunState, call: StoredCall, changes: Changes) -> None:
     if call.status is CallStatus.FAILED:
         ask.tries = call.try_number if call.retry_at is not None else ask.tries
         ask.shrunk = ask.shrunk or kind == "context_length_exceeded"
+        ask.in_words = ask.in_words or kind == "tools_refused"
     elif call.status is CallStatus.ANSWERED:
         ask.tries = 0
-        if call.error is None or call.error.get("closed"):
+        if call.error is None and call.answer is not None and call.seat is Seat.EXECUTOR:
+            pass  # a step of a loop, which goes on
+        elif call.error is None or call.error.get("closed"):
             state.settled(call.seat, call.task_key)
         elif kind == "length" and call.error.get("goes_on"):
             ask.partial = call.answer

@@ -19,15 +19,18 @@ from app.engine.places import Places
 from app.engine.recorder import Recorder
 from app.engine.suspects import SortedOut, crash_loop, is_suspect
 from app.engine.throttle import Throttle
+from app.engine.tooling import ToolCaller
 from app.engine.workshop import Workshop
 from app.llm.chat import ChatModel
 from app.settings import Settings
-from app.storage.changes import Changes, write
+from app.storage.changes import Changes
 from app.storage.database import Database, unbroken
 from app.storage.dispatch import Flags, Lease, claim, flags, release, renew, set_owner
 from app.storage.faults import patient
 from app.storage.idempotency import forget_old_keys
 from app.storage.runs import end_unfinished
+from app.storage.writing import write
+from app.tools.toolbox import Toolbox
 
 log = structlog.get_logger(__name__)
 
@@ -41,18 +44,22 @@ _HOUSEKEEPING_SECONDS = 3600.0
 class Worker:
     """One per process. Any number of processes may work on one database."""
 
-    def __init__(self, database: Database, model: ChatModel, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, model: ChatModel, settings: Settings, toolbox: Toolbox | None = None
+    ) -> None:
         self._database = database
         self._settings = settings
         self._owner = f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid4().hex[:12]}"  # no other process has it, ever
         self._lease_ms = int(settings.lease_seconds * 1000)
         clock = Clock()
         places = Places(settings.llm_max_concurrency)
+        tools = ToolCaller(toolbox or Toolbox(), settings)
         self._recorder = Recorder(database, clock)
         self._shop = Workshop(
             database=database,
             recorder=self._recorder,
-            caller=Caller(model, settings, places, Throttle(clock)),
+            caller=Caller(model, tools, settings, places, Throttle(clock)),
+            tools=tools,
             places=places,
             clock=clock,
             backoff=Backoff(

@@ -7,6 +7,7 @@ from app.engine.calls import Caller
 from app.engine.clock import Clock
 from app.engine.places import Places
 from app.engine.recorder import Recorder
+from app.engine.tooling import ToolCaller
 from app.storage.database import Database
 
 
@@ -17,6 +18,7 @@ class Workshop:
     database: Database
     recorder: Recorder
     caller: Caller
+    tools: ToolCaller
     places: Places
     clock: Clock
     backoff: Backoff

@@ -185,6 +185,7 @@ def _fence(*, held: bool) -> Statement:
         # Known before the run is over, where calls in flight are waited for.
         error=sa.case((over, error), else_=keep(error, runs.c.error)),
         llm_calls=runs.c.llm_calls + _bound("b_llm_calls", sa.Integer),
+        tool_calls=runs.c.tool_calls + _bound("b_tool_calls", sa.Integer),
         input_tokens=runs.c.input_tokens + _bound("b_input_tokens", sa.BigInteger),
         output_tokens=runs.c.output_tokens + _bound("b_output_tokens", sa.BigInteger),
         cost_nano_usd=keep(runs.c.cost_nano_usd + cost, cost, runs.c.cost_nano_usd),

@@ -117,6 +117,7 @@ class ReviewRecord:
     kind: ReviewKind
     task_key: TaskKey | None
     generation: int | None
+    tool_call: int | None
     question: Mapping[str, Any]
     allowed_answers: Sequence[Decision]
     answer: Mapping[str, Any] | None

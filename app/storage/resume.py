@@ -8,17 +8,19 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import TaskKey
-from app.domain.status import AttemptStatus, CallStatus, Seat
+from app.domain.status import AttemptStatus, CallStatus, Seat, SideEffects, TaskStatus, ToolCallStatus
+from app.domain.transcript import AskedCall
 from app.domain.usage import Usage
 from app.storage.dispatch import Lease
 from app.storage.plans import list_plans
 from app.storage.records import PlanRecord, ReviewRecord, RunRecord, TaskRecord
 from app.storage.reviews import bearing_reviews
 from app.storage.runs import get_run
-from app.storage.tables import attempts, calls
+from app.storage.tables import attempts, calls, tasks, tool_calls
 from app.storage.tasks import list_tasks
 
 _ALL = 2**31 - 1
+_OVER = (TaskStatus.SUCCEEDED, TaskStatus.SKIPPED, TaskStatus.SUPERSEDED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +64,11 @@ class StoredRun:
     plans: Sequence[PlanRecord]
     attempts: Mapping[TaskKey, Sequence[StoredAttempt]]
     calls: Sequence[StoredCall]
+    tool_calls: Mapping[TaskKey, Sequence[AskedCall]]
+    """Of tasks that are not over, in the order they were asked for."""
     reviews: Sequence[ReviewRecord]
     last_call: int
+    last_tool_call: int
 
 
 async def load(connection: AsyncConnection, lease: Lease) -> StoredRun | None:
@@ -72,17 +77,16 @@ async def load(connection: AsyncConnection, lease: Lease) -> StoredRun | None:
     if run is None:
         return None
     of_run = (lease.tenant_id, lease.run_id)
-    tasks: list[TaskRecord] = []
-    if run.generation is not None:
-        tasks = await list_tasks(connection, *of_run, limit=_ALL)
     return StoredRun(
         run=run,
-        tasks=tasks,
+        tasks=[] if run.generation is None else await list_tasks(connection, *of_run, limit=_ALL),
         plans=await list_plans(connection, *of_run, limit=_ALL) if run.generation else [],
         attempts=await _attempts(connection, lease) if run.llm_calls else {},
         calls=await _calls(connection, lease, after=run.retried_after) if run.llm_calls else [],
+        tool_calls=await _tool_calls(connection, lease) if run.options["tools"] and run.llm_calls else {},
         reviews=await bearing_reviews(connection, *of_run) if run.open_reviews or run.answers else [],
         last_call=run.llm_calls,
+        last_tool_call=await _last_tool_call(connection, lease) if run.options["tools"] and run.llm_calls else 0,
     )
 
 
@@ -106,7 +110,12 @@ async def _calls(connection: AsyncConnection, lease: Lease, *, after: int) -> li
     """Those since the last retry; of those before it, the ones that were left open."""
     matters = (calls.c.status == CallStatus.OPEN) | (
         (calls.c.number > after)
-        & ((calls.c.status == CallStatus.FAILED) | calls.c.error.is_not(None) | (calls.c.seat != Seat.EXECUTOR))
+        & (
+            (calls.c.status == CallStatus.FAILED)
+            | calls.c.error.is_not(None)
+            | calls.c.answer.is_not(None)
+            | (calls.c.seat != Seat.EXECUTOR)
+        )
     )
     query = (
         sa.select(calls)
@@ -130,3 +139,37 @@ async def _calls(connection: AsyncConnection, lease: Lease, *, after: int) -> li
         )
         for row in await connection.execute(query)
     ]
+
+
+async def _tool_calls(connection: AsyncConnection, lease: Lease) -> dict[TaskKey, list[AskedCall]]:
+    of_run = (tool_calls.c.tenant_id == lease.tenant_id, tool_calls.c.run_id == lease.run_id)
+    over = sa.select(tasks.c.key).where(
+        tasks.c.tenant_id == lease.tenant_id, tasks.c.run_id == lease.run_id, tasks.c.status.in_(_OVER)
+    )
+    query = sa.select(tool_calls).where(*of_run, tool_calls.c.task_key.not_in(over)).order_by(tool_calls.c.number)
+    found: dict[TaskKey, list[AskedCall]] = {}
+    for row in await connection.execute(query):
+        found.setdefault(row.task_key, []).append(
+            AskedCall(
+                number=row.number,
+                step=row.step,
+                attempt=row.attempt,
+                position=row.position,
+                call_id=row.call_id,
+                tool=row.tool,
+                arguments=row.arguments,
+                key=row.idempotency_key,
+                side_effects=SideEffects(row.side_effects),
+                status=ToolCallStatus(row.status),
+                result=row.result,
+                error=row.error,
+            )
+        )
+    return found
+
+
+async def _last_tool_call(connection: AsyncConnection, lease: Lease) -> int:
+    query = sa.select(sa.func.max(tool_calls.c.number)).where(
+        tool_calls.c.tenant_id == lease.tenant_id, tool_calls.c.run_id == lease.run_id
+    )
+    return (await connection.execute(query)).scalar_one() or 0

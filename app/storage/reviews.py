@@ -9,10 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import RunId, TenantId
 from app.domain.status import Decision, ReviewKind, RunStatus
-from app.storage.changes import Changes, write
+from app.storage.changes import Changes
 from app.storage.records import ReviewRecord, RunRecord
 from app.storage.steering import make_due
 from app.storage.tables import reviews
+from app.storage.writing import write
 
 
 async def list_reviews(
@@ -65,6 +66,7 @@ def _record(row: sa.Row[Any]) -> ReviewRecord:
         kind=ReviewKind(row.kind),
         task_key=row.task_key,
         generation=row.generation,
+        tool_call=row.tool_call,
         question=row.question,
         allowed_answers=[Decision(decision) for decision in row.allowed_answers],
         answer=row.answer,

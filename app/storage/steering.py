@@ -11,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import RunId, TaskKey, TenantId
 from app.domain.status import FINISHED, RunStatus, StopRequest, TaskStatus
-from app.storage.changes import Changes, count_by_status, write
+from app.storage.changes import Changes
 from app.storage.database import now_ms
 from app.storage.records import RunRecord
 from app.storage.runs import end_unfinished, get_run, lock_run
 from app.storage.tables import attempts, plans, runs, tasks
+from app.storage.writing import count_by_status, write
 
 Steered = tuple[RunRecord, bool] | None
 

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import DEFAULT_TENANT, RunId
-from app.storage.changes import Changes, write
+from app.storage.changes import Changes
 from app.storage.database import Database
 from app.storage.goals import create_goal
 from app.storage.runs import lock_run
 from app.storage.tables import runs
+from app.storage.writing import write
 
 WRITERS = 8
 

@@ -217,6 +217,48 @@ def test_thinking_that_never_ends_holds_no_plan() -> None:
     assert code_of(f"<think>One idea would be {TEXT} but then") == "not_json"
 
 
+# Tools.
+
+TOOLS = ["sum", "get"]
+
+
+def read_with_tools(*given: Any, tools: Sequence[str] = TOOLS) -> tuple[list[tuple[str, ...]], list[PlanProblem]]:
+    """The tools of each task, of an answer whose tasks say this of theirs."""
+    entries = [{"id": str(n), "description": "Do.", "depends_on": [], "tools": one} for n, one in enumerate(given)]
+    tasks, problems = planner.read(json.dumps({"tasks": entries}), min_tasks=1, max_tasks=9, tools=tools)
+    return [task.tools for task in tasks], problems
+
+
+def test_the_tools_of_each_task_are_read_and_each_counts_once() -> None:
+    given = (["get", "sum"], ["sum", "get", "sum"], "sum", [], None)
+    assert read_with_tools(*given) == ([("get", "sum"), ("sum", "get"), ("sum",), (), ()], [])
+
+
+def test_an_answer_may_leave_tools_out() -> None:
+    assert planner.read(TEXT, min_tasks=1, max_tasks=9, tools=TOOLS) == (TASKS, [])
+
+
+@pytest.mark.parametrize(("named", "place"), [("mail", 0), (["sum", "mail"], 1), (["get", None], 1), ([{"a": 1}], 0)])
+def test_a_tool_that_the_goal_does_not_name_is_refused(named: Any, place: int) -> None:
+    tools, problems = read_with_tools(["sum"], named)
+    assert tools == []
+    assert [(problem.code, problem.pointer) for problem in problems] == [("unknown_tool", f"/tasks/1/tools/{place}")]
+    assert "'get', 'sum'" in problems[0].message
+
+
+@pytest.mark.parametrize("named", [{"sum": True}, True, 1.5])
+def test_tools_that_are_no_list_are_refused(named: Any) -> None:
+    _, problems = read_with_tools(["sum"], named)
+    assert [(problem.code, problem.message) for problem in problems] == [
+        ("not_json", "Task 2: tools is not a list of names.")
+    ]
+
+
+@pytest.mark.parametrize("named", ["mail", ["mail", "sum"], {"sum": True}])
+def test_what_an_answer_says_of_tools_gives_none_to_a_goal_without_them(named: Any) -> None:
+    assert read_with_tools(named, tools=()) == ([()], [])
+
+
 # Damage.
 
 

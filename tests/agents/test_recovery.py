@@ -15,7 +15,7 @@ from app.domain.ids import TaskKey
 from app.domain.plan import PlanProblem
 from app.domain.recovery import Asked
 from app.domain.status import Strategy, TaskStatus
-from app.llm.chat import Message
+from app.llm.chat import Message, ToolOffer
 
 GOAL = "Reach  {it}\n\nwith “care”"
 texts = st.text(max_size=60)
@@ -173,6 +173,63 @@ def test_the_instructions_name_the_marks_and_the_form_of_the_answer(asked: Asked
     assert "{" not in re.sub(r"^\{\".*\}$", "", system, flags=re.M), "no place is left unfilled"
 
 
+# Tools.
+
+TOOLS = [
+    ToolOffer(name="sum", description="Adds numbers. WORDS", parameters={}),
+    ToolOffer(name="mail", description="Sends mail.", parameters={}),
+]
+
+
+@pytest.mark.parametrize("asked", [Asked.AUTO, Asked.REPLAN])
+def test_who_draws_new_tasks_is_told_of_the_goals_tools(asked: Asked) -> None:
+    system, user = request(asked, tools=TOOLS)
+    assert '<tools-m1>\n{"name": "sum"' in user.content
+    assert "WORDS" not in outside_blocks(user.content)
+    assert system.content.startswith(request(asked)[0].content)
+    assert "Give a task only the tools that it needs." in system.content
+    assert "{" not in re.sub(r"^\{\".*\}$", "", system.content, flags=re.M), "no place is left unfilled"
+
+
+def test_who_words_a_task_anew_gives_no_tools() -> None:
+    assert request(Asked.RETRY, tools=TOOLS) == request(Asked.RETRY)
+    assert recovery.response_schema(Asked.RETRY, TOOLS) == recovery.response_schema(Asked.RETRY)
+    assert recovery.prompt_hash(Asked.RETRY, with_tools=True) == recovery.prompt_hash(Asked.RETRY)
+
+
+@pytest.mark.parametrize("asked", Asked)
+def test_a_request_without_tools_speaks_of_none(asked: Asked) -> None:
+    messages = request(asked, tools=[])
+    assert messages == request(asked)
+    assert not any("tool" in message.content for message in messages)
+    assert "tools" not in json.dumps(recovery.response_schema(asked).schema)
+
+
+def test_the_tools_that_tasks_have_are_told() -> None:
+    messages = request(task=failed(tools=["mail"]), others=[other("0.c", tools=["sum"]), other("0.f")])
+    assert 'It may use the tools ["mail"].' in messages[1].content
+    assert [entry.get("tools") for entry in told_of(messages).values()] == [["sum"], None]
+
+
+@pytest.mark.parametrize("asked", Asked)
+def test_what_a_failed_tasks_tool_calls_have_done_is_told_as_material(asked: Asked) -> None:
+    done = ['mail({"to": "a"}) returned sent\nWORDS', "mail({}) gave nothing; nobody knows what it did </done-m1> m1"]
+    content = request(asked, task=failed(done=done), also_failed=[failed("0.x")])[1].content
+    told = re.search(r'not have it done again\.|<done-m1 task="0.b">\n(.*?)\n</done-m1>', content, re.DOTALL)
+    assert told is not None
+    block = re.search(r'<done-m1 task="0.b">\n(.*?)\n</done-m1>', content, re.DOTALL)
+    assert block is not None
+    assert len(block[1].split("\n")) == 2, "one call to a line"
+    assert "WORDS" not in outside_blocks(content)
+    assert "must not have it done again" in outside_blocks(content)
+    assert content.count("<done-m1") == 1
+
+
+def test_endless_deeds_are_told_in_part() -> None:
+    many = [failed(f"0.{n}", done=["e" * 2_000] * 10) for n in range(100)]
+    assert request(Asked.REPLAN, task=many[0], also_failed=many[1:])[1].content.count("e" * 10) < 2_000
+
+
 def test_strategies_that_are_used_up_are_named_with_what_choosing_them_means() -> None:
     content = request(used_up=[Strategy.REPLAN, Strategy.RETRY])[1].content
     assert 'Used up: "retry" and "replan". To choose that gives the task up for good; still open: "skip".' in content
@@ -221,9 +278,10 @@ def test_a_long_context_is_cut_at_the_limit() -> None:
     assert request(context={"k": "c" * 5_000}, limit=1_000)[1].content.count("c") < 1_200
 
 
+@pytest.mark.parametrize("tools", [[], TOOLS])
 @pytest.mark.parametrize("asked", Asked)
-def test_an_answer_is_asked_for_by_a_closed_schema(asked: Asked) -> None:
-    schema = recovery.response_schema(asked)
+def test_an_answer_is_asked_for_by_a_closed_schema(asked: Asked, tools: list[ToolOffer]) -> None:
+    schema = recovery.response_schema(asked, tools)
     assert schema.strict
     left: list[Any] = [schema.schema]
     while left:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -118,8 +119,24 @@ def test_an_answer_is_read_in_fences_and_prose_and_with_small_faults(
         assert read(wrap % guise, asked) == meant
 
 
-def test_tools_that_a_new_plan_names_are_ignored() -> None:
-    answer = read({"tasks": [TASKS[0] | {"tools": ["http_get"]}]}, Asked.REPLAN)
+def read_with_tools(named: Any, tools: Sequence[str], asked: Asked) -> Recovery | list[PlanProblem]:
+    text = json.dumps(full("replan", tasks=[TASKS[0] | {"tools": named}]))
+    return recovery.read(text, asked=asked, circumstances=STAND, tools=tools)
+
+
+@pytest.mark.parametrize("asked", [Asked.AUTO, Asked.REPLAN])
+def test_new_tasks_may_have_the_tools_of_the_goal_and_no_others(asked: Asked) -> None:
+    answer = read_with_tools(["get", "sum", "get"], ["sum", "get"], asked)
+    assert isinstance(answer, Replan)
+    assert answer.tasks[0].tools == ("get", "sum")
+    refused = read_with_tools(["get", "mail"], ["sum", "get"], asked)
+    assert isinstance(refused, list)
+    assert [(problem.code, problem.pointer) for problem in refused] == [("unknown_tool", "/tasks/0/tools/1")]
+
+
+@pytest.mark.parametrize("named", [["http_get"], "http_get", {"http_get": 1}])
+def test_tools_that_a_new_plan_names_are_ignored_where_the_goal_names_none(named: Any) -> None:
+    answer = read_with_tools(named, (), Asked.REPLAN)
     assert isinstance(answer, Replan)
     assert answer.tasks[0].tools == ()
 

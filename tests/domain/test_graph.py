@@ -204,11 +204,17 @@ def test_too_few_tasks_are_counted() -> None:
 
 
 def test_every_fault_of_a_plan_is_told_at_once_in_reading_order() -> None:
-    tasks = [one(depends_on=("a", "zz")), one(description=""), one(id="\x00"), *planned({"x": ["y"], "y": ["x"]})]
+    tasks = [
+        one(depends_on=("a", "zz"), tools=("t",)),
+        one(description=""),
+        one(id="\x00"),
+        *planned({"x": ["y"], "y": ["x"]}),
+    ]
     assert [problem.code for problem in problems_of(tasks, max_tasks=3)] == [
         "too_many_tasks",
         "self_dependency",
         "unknown_dependency",
+        "unknown_tool",
         "duplicate_id",
         "empty_description",
         "invalid_id",
@@ -224,6 +230,35 @@ def test_a_dependency_may_name_a_task_of_an_earlier_generation() -> None:
 def test_an_id_of_the_plan_wins_over_an_earlier_key() -> None:
     tasks = planned({"0.1": ["x"], "x": ["0.1"]})
     assert [p.code for p in validate(tasks, min_tasks=1, max_tasks=7, known_keys={"0.1"})] == ["cycle"]
+
+
+def with_tools(*named: str) -> list[PlannedTask]:
+    return [one(), one(id="b", tools=named)]
+
+
+def test_a_task_may_name_the_tools_that_are_allowed() -> None:
+    assert validate(with_tools("get", "sum"), min_tasks=1, max_tasks=7, tools=["sum", "get", "mail"]) == []
+
+
+def test_a_tool_that_is_not_allowed_is_told_with_its_task_and_those_that_are() -> None:
+    found = validate(with_tools("sum", "mail", "Sum"), min_tasks=1, max_tasks=7, tools=["sum", "get"])
+    assert [(problem.code, problem.pointer, problem.task_id) for problem in found] == [
+        ("unknown_tool", "/tasks/1/tools/1", "b"),
+        ("unknown_tool", "/tasks/1/tools/2", "b"),
+    ]
+    assert found[0].message == "Task 'b' names the tool 'mail', but the tools that may be used are 'get', 'sum'."
+
+
+def test_no_tool_is_allowed_where_none_is_named() -> None:
+    (problem,) = problems_of(with_tools("sum"))
+    assert problem.message == "Task 'b' names the tool 'sum', but no tools may be used."
+
+
+def test_a_hundred_allowed_tools_and_an_endless_name_make_no_endless_message() -> None:
+    allowed = [f"{n:064}" for n in range(100)]
+    (problem,) = validate(with_tools("x" * 5000), min_tasks=1, max_tasks=7, tools=allowed)
+    assert problem.message.endswith(" and 70 more.")
+    assert len(problem.message) < 2_500
 
 
 @pytest.mark.parametrize("task_id", ["1", " ", ".", "..", "ä b?#%", "任务", "\N{GRINNING FACE}", "x" * 200, "a.b-c_d"])
@@ -248,7 +283,7 @@ def test_an_overlong_id_is_quoted_in_part_only() -> None:
 @example(["\x00", "\ud800"])
 def test_problems_can_be_stored_whatever_the_ids_hold(ids: list[str]) -> None:
     """NUL and lone surrogates come out of a model's JSON escapes, and PostgreSQL and UTF-8 refuse them."""
-    tasks = [one(id=i, description="", depends_on=(*ids, i + "\x00")) for i in ids]
+    tasks = [one(id=i, description="", depends_on=(*ids, i + "\x00"), tools=ids) for i in ids]
     for problem in problems_of(tasks):
         entry = problem.as_json()
         for text in (entry["message"], entry.get("task_id", ""), *entry.get("path", ())):

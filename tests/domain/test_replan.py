@@ -86,6 +86,13 @@ def test_a_new_id_that_is_spelled_like_a_key_wins_over_the_task_of_that_key() ->
     assert problem.code == "cycle"
 
 
+def test_a_new_plan_may_name_the_tools_of_the_goal_and_no_others() -> None:
+    tasks = [PlannedTask(id="1", description="Do something new.", tools=("sum", "mail"))]
+    (problem,) = problems_of(tasks, [], circumstances(), tools=["sum", "get"])
+    assert (problem.code, problem.pointer, problem.task_id) == ("unknown_tool", "/tasks/0/tools/1", "1")
+    assert [problem.code for problem in problems_of(tasks, [], circumstances())] == ["unknown_tool"] * 2
+
+
 # Dropping.
 
 

@@ -175,7 +175,7 @@ class Bench:
             and not self.worker._recorder._queue
             and all(_waits_seconds(driver) > SOON_SECONDS for driver in drivers)
             and sum(len(driver._calls) for driver in drivers) == len(self.model.pending)
-            and not any(call.cancelling() for driver in drivers for call in driver._calls.values())
+            and not any(call.cancelling() for driver in drivers for call in driver._calls)
         )
 
     async def _is_up_to_date(self) -> bool:

@@ -16,6 +16,7 @@ from app.llm.chat import ChatModel
 from app.settings import Settings
 from app.storage.database import Database
 from app.storage.records import RunRecord
+from app.tools.toolbox import Toolbox
 from tests.databases import KINDS, Databases
 from tests.invariants import check
 from tests.scripted_model import Call, Reply, ScriptedModel, text
@@ -50,11 +51,11 @@ class Gates:
 class WorkerHere:
     """A worker as a process would have it: with a database, a pool and a model client of its own."""
 
-    def __init__(self, settings: Settings, model: ChatModel | None = None) -> None:
+    def __init__(self, settings: Settings, model: ChatModel | None = None, toolbox: Toolbox | None = None) -> None:
         self.settings = settings
         self.database = make_database(settings)
         self._model = model or make_model(settings)
-        self.worker = Worker(self.database, self._model, settings)
+        self.worker = Worker(self.database, self._model, settings, toolbox)
         self._stop = asyncio.Event()
         self._ended = False
         self.running = asyncio.create_task(self.worker.run(self._stop))
@@ -111,10 +112,10 @@ class Engine:
         self.database = database
         self.workers: list[WorkerHere] = []
 
-    def worker(self, *, model: ChatModel | None = None, **settings: Any) -> WorkerHere:
+    def worker(self, *, model: ChatModel | None = None, toolbox: Toolbox | None = None, **settings: Any) -> WorkerHere:
         """Start one."""
         values = {**self.settings, **settings}
-        started = WorkerHere(Settings(_env_file=None, **values), model)
+        started = WorkerHere(Settings(_env_file=None, **values), model, toolbox)
         self.workers.append(started)
         return started
 

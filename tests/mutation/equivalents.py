@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-EQUIVALENTS: Mapping[str, Mapping[str, str]] = {"dispatch": {}, "changes": {}, "steering": {}, "resume": {}}
+EQUIVALENTS: Mapping[str, Mapping[str, str]] = {"dispatch": {}, "writing": {}, "steering": {}, "resume": {}}
 
 _HELD = "held = [(lease.tenant_id, lease.run_id, lease.token) for lease in leases]"
 _HOLDS = "sa.tuple_(runs.c.tenant_id, runs.c.id, runs.c.lease_token)"
@@ -21,7 +21,7 @@ HAND_MADE: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
             (_HOLDS, _HOLDS.replace(", runs.c.lease_token", "")),
         ],
     },
-    "changes": {},
+    "writing": {},
     "steering": {},
     "resume": {},
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from app.domain.errors import StorageUnavailable
 from app.domain.generation import first_plan
 from app.domain.ids import RunId
 from app.domain.plan import PlannedTask
@@ -32,6 +33,7 @@ class Clients:
         self.acknowledged: list[RunId] = []
         self.stopped: set[RunId] = set()
         """Runs that somebody has wanted to stop; one whose lease has run out ends by that itself."""
+        self._wishes: dict[RunId, Callable[..., Any] | None] = {}  # None: nobody knows whether it was committed
 
     async def submit(self) -> None:
         """A small run of any kind; it counts once it is acknowledged."""
@@ -85,9 +87,7 @@ class Clients:
         action = dice.choice(("answer", "answer", "answer", "pause", "resume", "resume", "cancel", "retry"))
         match action:
             case "answer":
-                if reviews := await self.open_reviews():
-                    review = dice.choice(reviews)
-                    await self.answer(review, dice.choice(review["allowed_answers"]))
+                await self.answer_some()
             case "pause":
                 await self.steer(run_id, request_pause)
             case "resume":
@@ -100,13 +100,31 @@ class Clients:
     async def steer(self, run_id: RunId, request: Callable[..., Any]) -> bool:
         """Cancel, pause or resume; whether it did anything."""
         self.stopped.add(run_id)
-        async with self._database.write() as connection:
-            steered = await request(connection, T, run_id)
-            did: bool = steered[1]
-            if did:
-                await self._database.announce(connection, run_id)
+        try:
+            async with self._database.write() as connection:
+                steered = await request(connection, T, run_id)
+                did: bool = steered[1]
+                if did:
+                    self._wishes[run_id] = request
+                    await self._database.announce(connection, run_id)
+        except StorageUnavailable:
+            self._wishes[run_id] = None
+            raise
         self._trace.note(f"{request.__name__} {self._trace.short(run_id)} {'done' if did else 'left as it is'}")
         return did
+
+    def wants_pause(self, run_id: RunId) -> bool:
+        """Whether that is what somebody last asked of it."""
+        return self._wishes.get(run_id) is request_pause
+
+    async def stand_still_unasked(self) -> list[RunId]:
+        """Runs that are paused, though somebody has wanted them to go on since."""
+        paused = [run["id"] for run in await self._rows(tables.runs) if run["status"] == "paused"]
+        return [run_id for run_id in paused if self._wishes.get(run_id) is request_resume]
+
+    async def resume(self, run_id: RunId) -> None:
+        """Have it go on after all."""
+        await self.steer(run_id, request_resume)
 
     async def retry(self, run_id: RunId) -> None:
         """Have a failed or cancelled run go on without a budget."""
@@ -125,6 +143,13 @@ class Clients:
                 await self.steer(run["id"], request_resume)
         for review in await self.open_reviews():
             await self.answer(review, "approve" if review["kind"] == "plan" else "retry")
+
+    async def answer_some(self, run_id: RunId | None = None) -> None:
+        """Answer an open review, of this run where one is named, in one of the ways that it allows."""
+        reviews = [review for review in await self.open_reviews() if run_id in (None, review["run_id"])]
+        if reviews:
+            review = self._dice.choice(reviews)
+            await self.answer(review, self._dice.choice(review["allowed_answers"]))
 
     async def open_reviews(self) -> list[Row]:
         """Those that may be answered."""

@@ -20,6 +20,7 @@ from app.engine.driver import Driver
 from app.engine.outcomes import Outcomes
 from app.engine.recorder import Recorder
 from app.engine.remedies import Remedies
+from app.engine.worker import Worker
 from app.storage import dispatch, steering
 from app.storage.changes import Changes
 
@@ -81,10 +82,10 @@ MUTANTS = {
         ("ready_at=now_ms() + lease_ms", "ready_at=runs.c.ready_at"),
     ),
     "a claim keeps the epoch": _mutant(dispatch.claim, ("epoch=runs.c.epoch + 1", "epoch=runs.c.epoch")),
-    "a claim takes what is not due": _mutant(dispatch.claim, ("runs.c.ready_at <= now_ms(), ", "")),
+    "a claim takes what is not due": _mutant(dispatch.claim, (", runs.c.ready_at <= now_ms()", "")),
     "a claim takes anew what its worker drives": _mutant(
-        dispatch.claim,
-        (", runs.c.id.not_in(driven))", ")"),
+        Worker._claim,
+        ("- self._renewed_at > self._settings.lease_seconds / 2:", "< 0:"),
     ),
     "a release heeds no token": _mutant(
         dispatch.release,

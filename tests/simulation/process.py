@@ -52,6 +52,12 @@ class Process:
         """Something happens to it."""
         self.disturbed_at = self._loop.time()
 
+    def reaches_database(self) -> None:
+        """Nothing is wrong with its way to the database any more; what was may have cost it a lease."""
+        if max(self.database_away_until, self.commits_shaky_until) > self._loop.time():
+            self.disturb()
+        self.database_away_until = self.commits_shaky_until = 0.0
+
     def may_run(self, handle: asyncio.Handle) -> bool:
         """Whether this callback of it runs now."""
         if self.is_dead:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
+from app.domain.ids import RunId
 from app.storage import tables
 from app.storage.database import Database, prepare_sqlite
 from tests.simulation.loop import PROCESS
@@ -38,6 +39,8 @@ class Storage:
         self.trace = trace
         self.latency_seconds = 0.002
         self.processes: list[Any] = []
+        self.noted: Callable[[RunId, str], None] = lambda run_id, type_: None
+        """Hears of every event that is committed: its run and type."""
         self.notices_lost = 0.0
         """How many of the notices from process to process do not arrive: 1 is none at all."""
         self._writer: Any = None
@@ -117,6 +120,7 @@ class Storage:
         for row, seq, type_, key, run_id in self.driver.execute(query, (self._last_event,)).fetchall():
             self._last_event = row
             self.trace.note(f"{self.trace.short(UUID(run_id))} {seq} {type_} {key or ''}")
+            self.noted(RunId(UUID(run_id)), type_)
 
     def spread(self, sender: Any, run_id: UUID) -> None:
         """Have the other processes hear of a request, as by NOTIFY: later, or never."""

@@ -34,7 +34,7 @@ class Witness:
         self._loop, self._storage, self._model, self._trace = loop, storage, model, trace
         self._lease_seconds = lease_seconds
         self._holders: dict[tuple[RunId, str], WorkerProcess] = {}
-        self._epochs: dict[RunId, int] = {}
+        self._epochs: set[tuple[RunId, int]] = set()
         self._is_over = False
         self.problems: list[str] = []
         self.seen: Counter[str] = Counter()
@@ -98,25 +98,27 @@ class Witness:
                 self._trace.note(f"claims {self._trace.short(lease.run_id)} epoch {lease.epoch}")
                 if token is not None:
                     self.seen["take-over"] += 1
-                    self._was_lost(lease.run_id, token)
+                    self._was_lost(lease.run_id, token, to=process)
                 self._holders[lease.run_id, lease.token.hex] = process
             return leases
 
         return watched
 
-    def _was_lost(self, run_id: RunId, token: str) -> None:
-        """A run may only be taken from a worker that died, or had some trouble."""
+    def _was_lost(self, run_id: RunId, token: str, *, to: WorkerProcess) -> None:
+        """A run may only be taken from a worker that died, or had some trouble; nobody takes it from themselves."""
         holder = self._holders.get((run_id, token))
         if holder is None or not holder.drives(run_id, UUID(token)):
             return
+        if holder is to and not self.seen["stall"]:  # who stands still holds up everybody
+            self.problem(f"{self._trace.short(run_id)} is taken anew by {holder}, which drives it")
         if holder.was_well(2 * self._lease_seconds):
             self.problem(f"{self._trace.short(run_id)} was taken from {holder}, which was well")
 
     def _watched_driver(self, make: Any) -> Any:
         def watched(lease: Lease, *more: Any) -> Any:
-            if lease.epoch <= self._epochs.get(lease.run_id, 0):
+            if (lease.run_id, lease.epoch) in self._epochs:
                 self.problem(f"{self._trace.short(lease.run_id)} is driven again in epoch {lease.epoch}")
-            self._epochs[lease.run_id] = lease.epoch
+            self._epochs.add((lease.run_id, lease.epoch))
             return make(lease, *more)
 
         return watched

@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,7 @@ from tests.simulation.clients import Clients
 from tests.simulation.loop import PROCESS, VirtualLoop
 from tests.simulation.model import SimulatedModel
 from tests.simulation.process import Process, WorkerProcess
+from tests.simulation.reactions import Reactions
 from tests.simulation.storage import BASE_MS, STAND_INS, Storage
 from tests.simulation.trace import Trace
 from tests.simulation.witness import Witness
@@ -108,7 +109,7 @@ class World:
         self.storage.latency_seconds = dice.choice((0.0005, 0.005, 0.03))
         self.storage.notices_lost = dice.choice((0.0, 0.3, 1.0))
         self.model = SimulatedModel(loop, _dice(seed, "model"), self.trace)
-        self.model.fault_rate = dice.choice((0.0, 0.1, 0.3))
+        self.model.fault_rate = dice.choice((0.0, 0.2, 0.5))
         self.model.slow_rate = dice.choice((0.0, 0.1, 0.2))
         self.model.usual_seconds = dice.choice((0.1, 0.5, 2.0))
         self.model.known_keys = self._succeeded
@@ -116,7 +117,7 @@ class World:
         self._clients_dice = _dice(seed, "clients")
         possible = dice.choice((_TROUBLES, _TROUBLES, _STORAGE_TROUBLES))
         self.troubles = [trouble for trouble in possible if dice.random() < 0.5]
-        self.trouble_seconds = dice.uniform(5, 20)
+        self.trouble_seconds = dice.uniform(4, 16)
         self.workers: list[WorkerProcess] = []
         self._settings = Settings(
             _env_file=None,
@@ -127,7 +128,7 @@ class World:
             llm_backoff_base_seconds=0.2,
             llm_backoff_cap_seconds=4,
             worker_max_runs=dice.choice((1, 2, 100)),
-            poll_seconds=4,
+            poll_seconds=dice.choice((0.8, *[5] * 7)),
             lease_seconds=LEASE_SECONDS,
             drain_seconds=2,
         )
@@ -136,6 +137,10 @@ class World:
         """Once the stand-ins are in their places."""
         self.client = Process("client", self._loop, self.storage)
         self.clients = Clients(self.client, self._clients_dice, self.trace)
+        at_once = 2 * self.storage.latency_seconds
+        within = self._clients_dice.choice((at_once, at_once, 1.0))
+        self.reactions = Reactions(self._loop, self.client, self.clients, self._clients_dice, within_seconds=within)
+        self.storage.noted = self.reactions.see
 
     @property
     def stand_ins(self) -> dict[str, Any]:
@@ -273,11 +278,12 @@ class World:
     async def _heal(self) -> None:
         self.trace.note("HEALED")
         self.storage.notices_lost = min(self.storage.notices_lost, 0.3)
+        self.reactions.is_restless = False
         self.model.fault_rate = 0.0
         self.model.slow_rate = 0.0
         self.troubles = []
         for process in self.storage.processes:
-            process.database_away_until = process.commits_shaky_until = 0.0
+            process.reaches_database()
             if process.is_stalled:
                 self._go_on(process)
         if not any(worker.is_up for worker in self.workers):
@@ -317,8 +323,11 @@ class World:
 
     async def _until_all_is_over(self) -> None:
         until = self._loop.time() + HEAL_SECONDS
+        runs: Sequence[Any] = ()
         while self._loop.time() < until and not self.witness.problems:
             self._is_well()
+            for run_id in await self._by_client(self.clients.stand_still_unasked()):
+                self.witness.problem(f"{self.trace.short(run_id)} stands still though somebody wants it to go on")
             await self._by_client(self.clients.help())
             runs = await self._by_client(self.clients.runs())
             if all(run["status"] in FINISHED for run in runs):

@@ -1,9 +1,9 @@
 """A run with rows of every kind, for the tests of what is done to which of them."""
 
 from app.domain.status import ReviewKind, RunStatus, Seat, TaskStatus
-from app.storage.changes import count_by_status
 from app.storage.database import Database, new_id
 from app.storage.dispatch import Lease
+from app.storage.writing import count_by_status
 from tests.scripted_model import DIAMOND
 from tests.stored import changes_of, claim_one, key, make_run, write_changes
 

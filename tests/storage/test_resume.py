@@ -3,9 +3,9 @@
 import pytest
 import sqlalchemy as sa
 
-from app.domain.status import CallStatus, Seat
+from app.domain.status import CallStatus, ReviewKind, Seat
 from app.storage import tables
-from app.storage.database import Database
+from app.storage.database import Database, new_id
 from app.storage.resume import StoredRun, load
 from tests.storage.full_run import REVIEWS, make_full_run
 from tests.storage.twins import ANOTHER, make_twin
@@ -28,8 +28,9 @@ async def test_a_worker_reads_the_rows_of_its_run_and_of_no_other(database: Data
     before = await loaded(database, mine)
     await make_twin(database, mine.run_id)
     async with database.write() as connection:
-        theirs = sa.update(tables.attempts).where(tables.attempts.c.tenant_id == ANOTHER)
-        await connection.execute(theirs.values(number=tables.attempts.c.number + 7))
+        of_attempts = tables.attempts.c
+        theirs = (of_attempts.tenant_id == ANOTHER) | (of_attempts.run_id != mine.run_id)
+        await connection.execute(sa.update(tables.attempts).where(theirs).values(number=of_attempts.number + 7))
 
     stored = await loaded(database, mine)
 
@@ -62,6 +63,41 @@ async def test_of_its_calls_a_worker_reads_those_that_bear_on_what_comes_next(da
     await write_changes(database, changes)
     await set_run(database, lease.run_id, retried_after=2)
     assert [call.number for call in (await loaded(database, lease)).calls] == [1, 4, 5, 6, 7]
+
+
+async def test_attempts_and_calls_come_in_their_order_however_they_were_written(database: Database) -> None:
+    await make_run(database, plan={"a": []})
+    lease = await claim_one(database)
+    for number in (3, 1, 2):
+        changes = changes_of(lease)
+        changes.attempt_started(key("a"), number, description="Do it.", prompt_hash="hash")
+        changes.call_opened(number, seat=Seat.EXECUTOR, model="m", try_number=1, task_key=key("a"), attempt=number)
+        await write_changes(database, changes)
+    stored = await loaded(database, lease)
+    assert [attempt.number for attempt in stored.attempts[key("a")]] == [1, 2, 3]
+    assert [call.number for call in stored.calls] == [1, 2, 3]
+
+
+async def test_a_worker_reads_the_plans_of_a_run_that_has_more_than_one(database: Database) -> None:
+    await make_run(database, plan={"a": []})
+    lease = await claim_one(database)
+    assert not (await loaded(database, lease)).plans
+    await set_run(database, lease.run_id, generation=1)
+    assert [plan.generation for plan in (await loaded(database, lease)).plans] == [0]
+
+
+async def test_a_worker_reads_a_review_whose_answer_waits_though_none_is_open(database: Database) -> None:
+    await make_run(database, plan={"a": []})
+    lease = await claim_one(database)
+    changes, review_id = changes_of(lease), new_id()
+    changes.review_opened(review_id, ReviewKind.PLAN, question={}, allowed_answers=["retry"])
+    await write_changes(database, changes)
+    changes = changes_of(lease)
+    changes.review_answered(review_id, {"decision": "retry"})
+    await write_changes(database, changes)
+    stored = await loaded(database, lease)
+    assert (stored.run.open_reviews, stored.run.answers) == (0, 1)
+    assert [review.id for review in stored.reviews] == [review_id]
 
 
 async def test_a_run_without_a_plan_and_without_calls_is_read_as_it_is(database: Database) -> None:

@@ -9,11 +9,12 @@ from app.domain.ids import RunId, TaskKey
 from app.domain.plan import PlannedTask
 from app.domain.status import AttemptStatus, PlanReason, RunStatus, TaskStatus
 from app.storage import tables
-from app.storage.changes import Changes, count_by_status
+from app.storage.changes import Changes
 from app.storage.database import Database
 from app.storage.records import RunRecord
 from app.storage.runs import lock_run
 from app.storage.steering import retry_run
+from app.storage.writing import count_by_status
 from tests.invariants import check
 from tests.scripted_model import DIAMOND
 from tests.storage.half_done import cancelled, last_event, make_half_done_run

@@ -7,12 +7,12 @@ import pytest
 from app.domain.ids import RunId, TaskKey, TenantId
 from app.domain.status import Decision, ReviewKind, RunStatus, TaskStatus
 from app.storage import tables
-from app.storage.changes import count_by_status
 from app.storage.database import Database, new_id
 from app.storage.dispatch import Lease
 from app.storage.records import ReviewRecord
 from app.storage.reviews import answer_review, get_review, list_reviews
 from app.storage.runs import lock_run
+from app.storage.writing import count_by_status
 from tests.invariants import check
 from tests.scripted_model import DIAMOND
 from tests.stored import (
@@ -78,6 +78,7 @@ async def test_a_review_is_read_as_it_was_opened(database: Database) -> None:
         kind=ReviewKind.PLAN,
         task_key=None,
         generation=0,
+        tool_call=None,
         question={"text": "May it?"},
         allowed_answers=[Decision.APPROVE, Decision.REJECT],
         answer=None,

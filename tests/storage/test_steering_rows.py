@@ -7,10 +7,10 @@ import sqlalchemy as sa
 
 from app.domain.ids import RunId
 from app.storage import tables
-from app.storage.changes import count_by_status
 from app.storage.database import Database
 from app.storage.runs import lock_run
 from app.storage.steering import request_cancel, request_pause, request_resume, retry_run
+from app.storage.writing import count_by_status
 from tests.storage.full_run import make_full_run
 from tests.storage.half_done import asked
 from tests.storage.twins import ANOTHER, all_of, make_twin

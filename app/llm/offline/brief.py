@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.domain.status import Seat
-from app.llm.chat import ChatRequest, Message
+from app.llm.chat import ChatRequest, Message, ToolOffer
 
 _MARK = re.compile(r"<[a-z]{1,20}-(\w{1,64})[ >]")
 _TASK_PLACE = "\n\nYour task: "
@@ -30,8 +30,8 @@ class Brief:
     """What a request comes down to. `results` are by label; `question` is the last thing that a user wrote.
 
     `missing` are the tasks without a result; `replaced` is what a new plan would replace, what failed first; `used_up`
-    is the text that names the strategies which are no longer open. `tools_answered` says that tools have given some of
-    the results.
+    is the text that names the strategies which are no longer open. `tools` may be given to the tasks of a plan.
+    `tools_answered` says that tools have given some of the results.
     """
 
     seat: Seat | None
@@ -45,6 +45,7 @@ class Brief:
     replaced: Sequence[Listed] = ()
     used_up: str = ""
     asked_again: bool = False
+    tools: Sequence[ToolOffer] = ()
     tools_answered: bool = False
 
     @property
@@ -75,7 +76,10 @@ def read(request: ChatRequest) -> Brief:
     blocks = _blocks(first, instructions)
     start = min((at for at, *_ in blocks), default=len(first))
     end = max((stop for _, stop, *_ in blocks), default=0)
-    goal, task, replaced, used_up = first[:start], "", [], None
+    goal, task, replaced, used_up, tools = first[:start], "", [], None, []
+    if seat in (Seat.PLANNER, Seat.RECOVERY):
+        with suppress(ValueError, LookupError, TypeError):  # no request of ours
+            tools = _tools(blocks)
     if seat is Seat.EXECUTOR:
         place = first.find(_TASK_PLACE, end)
         if place >= 0:
@@ -103,6 +107,7 @@ def read(request: ChatRequest) -> Brief:
         replaced=replaced,
         used_up=used_up[1] if used_up else "",
         asked_again=len(asked) > 1,
+        tools=tools,
         tools_answered=bool(results),
     )
 
@@ -152,6 +157,16 @@ def _blocks(text: str, instructions: str) -> list[tuple[int, int, str, str, str]
         label = str(json.loads(match[2])) if match[2] else str(n)
         found.append((match.start(), match.end(), match[1], label, match[3]))
     return found
+
+
+def _tools(blocks: Sequence[tuple[int, int, str, str, str]]) -> list[ToolOffer]:
+    """What a plan's tasks may be given. A plan is not told of arguments: one text each is as good a guess as any."""
+    takes_text = {"properties": {"text": {"type": "string"}}}
+    lines = [line for _, _, kind, _, body in blocks if kind == "tools" for line in body.split("\n")]
+    return [
+        ToolOffer(name=entry["name"], description=entry["description"], parameters=takes_text)
+        for entry in map(json.loads, lines)
+    ]
 
 
 def _replaced(text: str, blocks: Sequence[tuple[int, int, str, str, str]]) -> list[Listed]:

@@ -13,7 +13,7 @@ from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest, ToolCall
 from app.llm.offline.brief import Brief, read
 from app.llm.offline.instances import empty, instance, resolved
-from app.llm.offline.plans import bounds, plan, replan
+from app.llm.offline.plans import bounds, plan, replan, with_tools
 from app.llm.offline.toolcalls import wanted
 from app.llm.offline.writing import final_answer, reply, reworded, task_result
 
@@ -76,7 +76,7 @@ def _content(request: ChatRequest, brief: Brief) -> str:
     match brief.seat:
         case Seat.PLANNER:
             rule = bounds(brief.instructions, brief.question if brief.asked_again else "")
-            return _json(_with_fields({"tasks": plan(brief.goal, rule)}, schema))
+            return _json(_with_fields({"tasks": with_tools(plan(brief.goal, rule), brief.tools)}, schema))
         case Seat.RECOVERY:
             return _json(_with_fields(_remedy(brief, schema), schema))
         case Seat.EXECUTOR:
@@ -93,7 +93,7 @@ def _remedy(brief: Brief, schema: Mapping[str, Any] | None) -> dict[str, Any]:
     form = _json(list(_fields(schema))) if schema else brief.instructions
     new_plan_asked = '"tasks"' in form and '"strategy"' not in form
     if new_plan_asked or ("retry" in brief.used_up and "replan" not in brief.used_up):
-        return {"strategy": "replan", "tasks": replan(brief)}
+        return {"strategy": "replan", "tasks": with_tools(replan(brief), brief.tools)}
     if "retry" in brief.used_up:
         return {"strategy": "skip"}
     return {"strategy": "retry", "description": reworded(brief)}

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
+from app.llm.chat import ToolOffer
 from app.llm.offline.brief import Brief
 from app.llm.offline.drafts import Branch, draft
 from app.llm.offline.extracts import joined, one_line
 from app.llm.offline.goals import read_goal, settled_by_one_call
+from app.llm.offline.toolcalls import wants
 
 _RANGE = re.compile(r"(\d{1,6})\s*(?:to|and|-|–)\s*(\d{1,6})\s+tasks?\b", re.I)
 _EXACTLY = re.compile(r"\bexactly\s+(\d{1,6})\s+task", re.I)
@@ -79,6 +81,13 @@ def plan(text: str, rule: Bounds) -> list[dict[str, Any]]:
             after |= set(range(1, len(texts) + 1))
         tasks.append(_task(number, " ".join(step.text for _, step in group), sorted(after)))
     return tasks
+
+
+def with_tools(tasks: list[dict[str, Any]], tools: Sequence[ToolOffer]) -> list[dict[str, Any]]:
+    """The tasks, each with the tools that its words plainly want; as they are where there are none to give."""
+    if not tools:
+        return tasks
+    return [task | {"tools": [tool.name for tool in tools if wants(task["description"], tool)]} for task in tasks]
 
 
 def replan(brief: Brief) -> list[dict[str, Any]]:

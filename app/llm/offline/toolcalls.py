@@ -27,7 +27,7 @@ def wanted(brief: Brief, request: ChatRequest) -> list[ToolCall]:
 
 def chosen(asked: str, request: ChatRequest) -> list[ToolCall]:
     """The calls that the words ask for: at most one for each tool."""
-    return [call_of(offer, asked, request) for offer in request.tools if _wanted(asked, offer)]
+    return [call_of(offer, asked, request) for offer in request.tools if wants(asked, offer)]
 
 
 def call_of(offer: ToolOffer, asked: str, request: ChatRequest) -> ToolCall:
@@ -42,7 +42,8 @@ def call_of(offer: ToolOffer, asked: str, request: ChatRequest) -> ToolCall:
     )
 
 
-def _wanted(asked: str, offer: ToolOffer) -> bool:
+def wants(asked: str, offer: ToolOffer) -> bool:
+    """Whether the words plainly want this tool."""
     about = f"{offer.name} {offer.description}"
     if re.search(rf"\b{re.escape(offer.name)}\b", asked):
         return True

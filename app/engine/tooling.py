@@ -1,0 +1,134 @@
+"""Calls of tools: which are offered, and the sending, within bounds, with secrets kept out of what returns."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from app.domain.errors import ToolError, ToolFailed, ToolRetry
+from app.domain.ids import RunId, TaskKey
+from app.domain.status import SideEffects
+from app.domain.text import shortened, storable
+from app.domain.transcript import AskedCall
+from app.llm.chat import ToolOffer
+from app.settings import Settings
+from app.tools.arguments import read_arguments
+from app.tools.tool import ToolContext, ToolSpec
+from app.tools.toolbox import Toolbox
+
+log = structlog.get_logger(__name__)
+
+_MAX_ERROR_CHARACTERS = 4_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolSending:
+    """A tool call that is about to be recorded as sent. `results` are those that its task builds on, by key."""
+
+    task_key: TaskKey
+    call: AskedCall
+    results: Mapping[TaskKey, str]
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturned:
+    """The tool gave this."""
+
+    sending: ToolSending
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFaulted:
+    """The tool gave nothing."""
+
+    sending: ToolSending
+    error: ToolError
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCut:
+    """We ended the call ourselves; nobody knows what it did."""
+
+    sending: ToolSending
+
+
+ToolOutcome = ToolReturned | ToolFaulted | ToolCut
+
+
+class ToolCaller:
+    """Makes the tool calls of one process."""
+
+    def __init__(self, toolbox: Toolbox, settings: Settings) -> None:
+        self._toolbox = toolbox
+        self._settings = settings
+        self._places = asyncio.Semaphore(settings.tool_max_concurrency)
+
+    def spec(self, name: str) -> ToolSpec | None:
+        """What a tool says of itself; None where there is none of this name now."""
+        tool = self._toolbox.get(name)
+        return None if tool is None else tool.spec
+
+    def offers(self, names: Iterable[str]) -> list[ToolOffer]:
+        """Those of these tools that there are now, as a model is told of them."""
+        specs = [spec for spec in map(self.spec, names) if spec is not None]
+        return [ToolOffer(name=spec.name, description=spec.description, parameters=spec.input_schema) for spec in specs]
+
+    async def send(self, sending: ToolSending, run_id: RunId, came_back: Callable[[ToolOutcome], None]) -> None:
+        """Call once and report the outcome; nothing is reported when cancelled."""
+        call = sending.call
+        try:
+            async with self._places:
+                text = await self._call(sending, run_id)
+        except ToolError as error:
+            log.info(
+                "tool gave nothing", run_id=str(run_id), task_key=sending.task_key, tool=call.tool, kind=error.kind
+            )
+            came_back(ToolFaulted(sending, self._told(error)))
+        except Exception as error:
+            log.exception("tool broke", run_id=str(run_id), task_key=sending.task_key, tool=call.tool)
+            message = f"The tool broke ({type(error).__name__})."
+            came_back(ToolFaulted(sending, ToolFailed(message, kind="tool_failed")))
+        else:
+            came_back(ToolReturned(sending, self._shown(text)))
+
+    async def _call(self, sending: ToolSending, run_id: RunId) -> str:
+        call = sending.call
+        tool = self._toolbox.get(call.tool)
+        if tool is None:
+            raise ToolRetry("There is no such tool any more.", kind="unknown_tool", may_have_acted=False)
+        context = ToolContext(
+            run_id=str(run_id),
+            task_key=sending.task_key,
+            idempotency_key=call.key or "",
+            results={str(key): text for key, text in sending.results.items()},
+            secrets=self._toolbox.secrets_for(call.tool),
+        )
+        arguments = read_arguments(tool.spec, call.arguments)
+        seconds = min(sending.timeout_seconds, self._settings.tool_timeout_seconds)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await tool.call(arguments, context)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ToolRetry(
+                f"The tool gave nothing within {seconds:g} seconds.",
+                kind="timeout",
+                may_have_acted=call.side_effects is not SideEffects.NONE,
+            ) from None
+
+    def _shown(self, text: str) -> str:
+        """The text without secrets, in characters that can be stored, and as much of it as is kept."""
+        limit = self._settings.tool_result_max_characters
+        text = storable(self._toolbox.redacted(text))
+        if len(text) <= limit:
+            return text
+        return f"{text[:limit]}\n[... {len(text) - limit:,} of {len(text):,} characters cut here ...]"
+
+    def _told(self, error: ToolError) -> ToolError:
+        message = shortened(storable(self._toolbox.redacted(error.message)), _MAX_ERROR_CHARACTERS)
+        return type(error)(message, kind=error.kind, may_have_acted=error.may_have_acted)
