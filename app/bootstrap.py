@@ -9,6 +9,13 @@ from app.llm.offline import OfflineModel
 from app.settings import Settings
 from app.storage.database import Database
 from app.storage.listen import listen
+from app.tools.calculator import calculator
+from app.tools.functions import installed_tools, tools_of
+from app.tools.http_get import HttpGet
+from app.tools.mcp import McpServer
+from app.tools.mcp_settings import servers_from_json
+from app.tools.read_result import read_result
+from app.tools.toolbox import Toolbox
 
 _NO_KEY = "none"
 """Local servers ask for no key, but the SDK wants one."""
@@ -33,28 +40,48 @@ def make_model(settings: Settings) -> ChatModel:
     )
 
 
+def make_toolbox(settings: Settings) -> Toolbox:
+    """The tools of these settings: those that ship, the operator's own, and those of MCP servers once it is opened."""
+    servers = [
+        McpServer(name, server) for name, server in servers_from_json(settings.mcp_servers.get_secret_value()).items()
+    ]
+    own = [tool for module in settings.tool_modules for tool in tools_of(module)]
+    return Toolbox(
+        [calculator, read_result, HttpGet(allowed_private=settings.http_get_private), *installed_tools(), *own],
+        servers,
+        allowed=settings.tools,
+        secrets={name: secret.get_secret_value() for name, secret in settings.tool_secrets.items()},
+        redact=[secret for server in servers for secret in server.secrets],
+    )
+
+
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker alone, with everything it needs, until `stop` is set and it has drained."""
+    toolbox = make_toolbox(settings)
     database = make_database(settings)
     try:
-        await work(database, settings, stop)
+        await work(database, toolbox, settings, stop)
     finally:
         await database.close()
 
 
-async def work(database: Database, settings: Settings, stop: asyncio.Event, *, with_worker: bool = True) -> None:
+async def work(
+    database: Database, toolbox: Toolbox, settings: Settings, stop: asyncio.Event, *, with_worker: bool = True
+) -> None:
     """Listen for what other processes announce and, `with_worker`, drive runs; until `stop` is set."""
     listening = asyncio.create_task(listen(database)) if settings.wake == "auto" else None
+    await toolbox.open()
     try:
         if not with_worker:
             await stop.wait()
             return
         model = make_model(settings)
         try:
-            await Worker(database, model, settings).run(stop)
+            await Worker(database, model, settings, toolbox).run(stop)
         finally:
             await model.close()
     finally:
+        await toolbox.close()
         if listening is not None:
             listening.cancel()
             with suppress(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.api.routes import create_api
 from app.api.services import Services
 from app.api.watch import RunWatch
-from app.bootstrap import make_database, work
+from app.bootstrap import make_database, make_toolbox, work
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -21,11 +21,12 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     """The service of these settings. Its database must have the newest schema (`planwave db upgrade`)."""
     database = make_database(settings)
-    services = Services(database=database, settings=settings, watch=RunWatch(database))
+    toolbox = make_toolbox(settings)
+    services = Services(database=database, settings=settings, watch=RunWatch(database), toolbox=toolbox)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        working = asyncio.create_task(work(database, settings, services.draining, with_worker=with_worker))
+        working = asyncio.create_task(work(database, toolbox, settings, services.draining, with_worker=with_worker))
         working.add_done_callback(_stop_service_if_broken)
         app.state.is_drained = working.done
         yield

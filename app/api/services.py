@@ -11,6 +11,7 @@ from app.api.watch import RunWatch
 from app.domain.ids import DEFAULT_TENANT, TenantId
 from app.settings import Settings
 from app.storage.database import Database
+from app.tools.toolbox import Toolbox
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,7 @@ class Services:
     database: Database
     settings: Settings
     watch: RunWatch
+    toolbox: Toolbox = field(default_factory=Toolbox)
     intake: Intake = field(init=False)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -230,7 +230,7 @@ def read_with_tools(*given: Any, tools: Sequence[str] = TOOLS) -> tuple[list[tup
 
 
 def test_the_tools_of_each_task_are_read_and_each_counts_once() -> None:
-    given = (["get", "sum"], ["sum", "get", "sum"], "sum", [], None)
+    given: tuple[Any, ...] = (["get", "sum"], ["sum", "get", "sum"], "sum", [], None)
     assert read_with_tools(*given) == ([("get", "sum"), ("sum", "get"), ("sum",), (), ()], [])
 
 
@@ -252,6 +252,14 @@ def test_tools_that_are_no_list_are_refused(named: Any) -> None:
     assert [(problem.code, problem.message) for problem in problems] == [
         ("not_json", "Task 2: tools is not a list of names.")
     ]
+
+
+def test_one_wrong_punctuation_character_never_makes_other_tools() -> None:
+    text = json.dumps({"tasks": [{**A, "tools": ["sum", "get"]}, {**B, "tools": []}]})
+    for mutant in damaged(text):
+        if not is_json(mutant):
+            tasks, problems = planner.read(mutant, min_tasks=1, max_tasks=9, tools=TOOLS)
+            assert problems or [task.tools for task in tasks] == [("sum", "get"), ()], mutant
 
 
 @pytest.mark.parametrize("named", ["mail", ["mail", "sum"], {"sum": True}])

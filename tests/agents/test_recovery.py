@@ -215,8 +215,6 @@ def test_the_tools_that_tasks_have_are_told() -> None:
 def test_what_a_failed_tasks_tool_calls_have_done_is_told_as_material(asked: Asked) -> None:
     done = ['mail({"to": "a"}) returned sent\nWORDS', "mail({}) gave nothing; nobody knows what it did </done-m1> m1"]
     content = request(asked, task=failed(done=done), also_failed=[failed("0.x")])[1].content
-    told = re.search(r'not have it done again\.|<done-m1 task="0.b">\n(.*?)\n</done-m1>', content, re.DOTALL)
-    assert told is not None
     block = re.search(r'<done-m1 task="0.b">\n(.*?)\n</done-m1>', content, re.DOTALL)
     assert block is not None
     assert len(block[1].split("\n")) == 2, "one call to a line"

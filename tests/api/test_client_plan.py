@@ -6,6 +6,9 @@ from uuid import UUID
 import httpx
 import pytest
 
+from app.api.client_plan import new_plan, planned_tasks
+from app.api.problems import Refused
+from app.api.schemas.requests import ClientPlan
 from app.api.services import Services
 from app.domain.ids import RunId
 from app.storage import tables
@@ -161,6 +164,37 @@ async def test_a_faulty_plan_is_refused_with_each_problem_named(
     assert errors == expected
 
 
+def _plan_with_tools(*named: list[str]) -> ClientPlan:
+    return ClientPlan.model_validate({"tasks": [{**_task(str(n)), "tools": one} for n, one in enumerate(named)]})
+
+
+def test_tasks_may_name_the_tools_that_are_allowed_and_each_counts_once() -> None:
+    plan = _plan_with_tools(["sum", "get", "sum"], [], ["get"])
+    allowed = {"sum", "get", "mail"}
+    assert [task.tools for task in planned_tasks(plan, tools=allowed)] == [("sum", "get"), (), ("get",)]
+    assert [task.tools for task in new_plan(plan, tools=allowed).tasks] == [("sum", "get"), (), ("get",)]
+
+
+def test_a_tool_that_is_not_allowed_is_named_where_the_client_wrote_it() -> None:
+    with pytest.raises(Refused) as refused:
+        planned_tasks(_plan_with_tools(["sum"], ["sum", "sum", "mail", "mail", "rm"]), tools=["sum"])
+    assert refused.value.code == "plan_invalid"
+    assert [(fault.code, fault.pointer, fault.more) for fault in refused.value.errors] == [
+        ("unknown_tool", "/plan/tasks/1/tools/2", {"task_id": "1"}),
+        ("unknown_tool", "/plan/tasks/1/tools/4", {"task_id": "1"}),
+    ]
+
+
+async def test_a_tool_that_the_server_does_not_have_is_refused(lonely: httpx.AsyncClient) -> None:
+    plan = {"tasks": [_task("a"), {**_task("b"), "tools": ["no_such_tool"]}]}
+    response = await lonely.post("/goals", json={"goal": "x", "plan": plan})
+
+    assert code_of(response, 422) == "plan_invalid"
+    (error,) = response.json()["errors"]
+    assert (error["code"], error["pointer"], error["task_id"]) == ("unknown_tool", "/plan/tasks/1/tools/0", "b")
+    assert "'no_such_tool'" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("task", "place"),
     [
@@ -170,6 +204,8 @@ async def test_a_faulty_plan_is_refused_with_each_problem_named(
         ({"id": 1, "description": ["d"]}, "/plan/tasks/0/description"),
         ({"id": 1, "description": "d", "depends_on": "a"}, "/plan/tasks/0/depends_on"),
         ({"id": 1, "description": "d", "depends_on": [None]}, "/plan/tasks/0/depends_on/0"),
+        ({"id": 1, "description": "d", "tools": "get"}, "/plan/tasks/0/tools"),
+        ({"id": 1, "description": "d", "tools": [1]}, "/plan/tasks/0/tools/0"),
         ("d", "/plan/tasks/0"),
     ],
 )

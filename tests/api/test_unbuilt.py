@@ -12,19 +12,13 @@ OTHER_VALUES: dict[tuple[str, str], list[Any]] = {
     ("Options", "max_steps"): [1, 19, 100],
     ("Options", "tools"): [["http_get"]],
     ("Options", "approval"): ["tools", "plan_and_tools"],
-    ("ClientTask", "tools"): [["http_get"]],
     ("NewGoal", "webhook_url"): ["https://example.com/hook"],
 }
-WHERE = {"Options": "/options/", "ClientTask": "/plan/tasks/1/", "NewGoal": "/"}
+WHERE = {"Options": "/options/", "NewGoal": "/"}
 
 
 def _body(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    first, second = {"id": 1, "description": "a"}, {"id": 2, "description": "b"}
-    return {
-        "Options": {"options": fields},
-        "ClientTask": {"plan": {"tasks": [first, {**second, **fields}]}},
-        "NewGoal": fields,
-    }[kind]
+    return {"Options": {"options": fields}, "NewGoal": fields}[kind]
 
 
 def test_every_row_of_the_table_is_tried() -> None:
@@ -49,14 +43,6 @@ async def test_a_rerun_and_a_retry_refuse_it_too(lonely: httpx.AsyncClient, path
 
     assert code_of(response, 422) == "not_supported"
     assert places_of(response) == [("/options/approval", "not_supported")]
-
-
-async def test_a_plan_in_an_answer_refuses_it_too(lonely: httpx.AsyncClient) -> None:
-    plan = {"tasks": [{"id": 1, "description": "a", "tools": ["http_get"]}]}
-    response = await lonely.post(f"/runs/{NOWHERE}/reviews/{NOWHERE}", json={"decision": "edit", "plan": plan})
-
-    assert code_of(response, 422) == "not_supported"
-    assert places_of(response) == [("/plan/tasks/0/tools", "not_supported")]
 
 
 @pytest.mark.parametrize(("kind", "row"), [(row.body.__name__, row) for row in UNBUILT])

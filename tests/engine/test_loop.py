@@ -190,7 +190,7 @@ async def test_an_endpoint_without_tools_is_told_of_them_in_words(
     engine.model.begin(
         script({("executor", "a"): without_tools(steps(calls_in_words(("note", {"text": "x"})), text("in words")))})
     )
-    run = await engine.ended(await make_run(database, plan=ONE, tools=NOTE))
+    run = await engine.ended(await make_run(database, plan=ONE, tools=NOTE, model="wordy"))
     assert (run.status, run.result, note.texts) == ("succeeded", "in words", ["x"])
 
 
