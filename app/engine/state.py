@@ -304,10 +304,14 @@ def build(stored: StoredRun, lease: Lease) -> tuple[RunState, Changes]:
         last_call=stored.last_call,
         last_tool_call=stored.last_tool_call,
     )
+    open_keys = {call.task_key for call in stored.calls if call.status is CallStatus.OPEN}
     contents = {call.number: call.answer or "" for call in stored.calls if call.seat is Seat.EXECUTOR}
     for task in stored.tasks:
         state.tasks[task.key] = driven = _driven_task(task, stored.attempts.get(task.key, ()))
         _take_up_tools(driven, stored.tool_calls.get(task.key, ()), contents)
+        # Between two steps of its loop nothing of it was lost.
+        was_cut = task.key in open_keys or bool(driven.transcript.lost())
+        driven.goes_on = driven.recovered and driven.attempt_open and not was_cut
         if task.status is TaskStatus.SUCCEEDED:
             state.results[task.key] = task.result
     for review in stored.reviews:

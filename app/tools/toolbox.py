@@ -1,7 +1,7 @@
 """The tools that the operator allows: looked up by name, opened and closed, with the secrets that they are given."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
@@ -62,6 +62,7 @@ class Toolbox:
         self._sources = list(sources)
         self._static: dict[str, Tool] = {}
         self._secrets: dict[str, dict[str, str]] = {}
+        self._judged: dict[str, tuple[ToolSpec, bool]] = {}
         secrets = dict(secrets or {})
         self._redaction = Redaction([*secrets.values(), *redact])
         for tool in self._given:
@@ -89,15 +90,11 @@ class Toolbox:
         return self._redaction(text)
 
     async def open(self) -> None:
-        """Open the sources, side by side. Where one cannot be opened, or lists unusable names, all are closed again."""
+        """Open the sources, side by side. Where one cannot be opened, all are closed again."""
         try:
             async with asyncio.TaskGroup() as group:
                 for source in self._sources:
                     group.create_task(source.open())
-            found = dict(self._static)
-            for tool in self._listed():
-                _check(tool.spec, found)
-                found[tool.spec.name] = tool
         except BaseException as error:
             await self.close()
             if isinstance(error, ExceptionGroup):
@@ -115,17 +112,28 @@ class Toolbox:
     def _allows(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._allowed)
 
-    def _listed(self) -> Iterator[Tool]:
-        for source in self._sources:
-            yield from (tool for tool in source.tools if self._allows(tool.spec.name))
-
     def _now(self) -> dict[str, Tool]:
-        """All tools; what a source has listed anew takes no name that is taken, so it stands in for no other."""
+        """All tools; what a source lists takes no name that is taken, so it stands in for no other."""
         found = dict(self._static)
-        for tool in self._listed():
-            if NAME.fullmatch(tool.spec.name):
-                found.setdefault(tool.spec.name, tool)
+        for source in self._sources:
+            for tool in source.tools:
+                if self._allows(tool.spec.name) and self._is_usable(tool.spec):
+                    found.setdefault(tool.spec.name, tool)
         return found
+
+    def _is_usable(self, spec: ToolSpec) -> bool:
+        """Whether a tool that a source lists can be offered; others may be, and the operator reads why not this one."""
+        judged = self._judged.get(spec.name)
+        if judged is None or judged[0] != spec:
+            try:
+                _check(spec, self._static)
+            except ConfigurationError as error:
+                _log.warning("tool left out", tool=spec.name[:100], reason=str(error))
+                judged = (spec, False)
+            else:
+                judged = (spec, True)
+            self._judged[spec.name] = judged
+        return judged[1]
 
 
 def _check(spec: ToolSpec, found: Mapping[str, Tool]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,13 +135,19 @@ async def test_a_source_that_lists_anew_changes_what_there_is() -> None:
     assert toolbox.get("a") is None
 
 
-@pytest.mark.parametrize("listed", [[Plain("mine")], [Plain("a"), Plain("a")], [Plain("a.b")]], ids=range(3))
-async def test_unusable_names_of_a_source_are_refused_and_everything_is_closed(listed: list[Tool]) -> None:
-    log: list[str] = []
-    toolbox = Toolbox([Plain("mine")], [Source("s", listed, log)])
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    "listed",
+    [Plain("mine"), Plain("a.b"), Plain("bad", schema={"type": "object", "properties": {"x": {"type": "wrong"}}})],
+    ids=["taken", "name", "schema"],
+)
+async def test_what_a_source_lists_and_nobody_can_call_is_left_out_and_the_others_work(listed: Plain) -> None:
+    mine = Plain("mine")
+    toolbox = Toolbox([mine], [Source("s", [listed, Plain("good")], [])])
+    with structlog.testing.capture_logs() as logs:
         await toolbox.open()
-    assert log == ["opened s", "closed s"]
+        assert [names(toolbox), names(toolbox)] == [["good", "mine"]] * 2
+    assert toolbox.get("mine") is mine
+    assert [line["event"] for line in logs] == ["tool left out"]
 
 
 async def test_a_source_takes_no_name_that_is_taken_later() -> None:
