@@ -21,9 +21,10 @@ from app.engine.acting import Acting
 from app.engine.admission import Admission
 from app.engine.calls import Call, Cut, Outcome
 from app.engine.inbox import Inbox
+from app.engine.loading import build
 from app.engine.outcomes import Outcomes
 from app.engine.remedies import Remedies
-from app.engine.state import RunState, build
+from app.engine.state import RunState
 from app.engine.suspects import is_suspect
 from app.engine.tooling import ToolCut, ToolOutcome, ToolSending
 from app.engine.workshop import Workshop

@@ -50,7 +50,7 @@ def database(serving: Engine) -> Database:
 
 
 async def tool_rows(database: Database, run_id: Any) -> list[Any]:
-    return await rows_of(database, tables.tool_calls, run_id)
+    return list(await rows_of(database, tables.tool_calls, run_id))
 
 
 async def test_a_task_calls_its_tools_and_answers_with_what_they_gave(engine: Engine, database: Database) -> None:

@@ -11,8 +11,8 @@ from app.bootstrap import run_worker
 from app.domain.ids import RunId
 from app.domain.status import Mode
 from app.engine.inbox import Inbox
+from app.engine.loading import build
 from app.engine.recorder import Recorder
-from app.engine.state import build
 from app.settings import Settings
 from app.storage import tables
 from app.storage.database import Database
