@@ -27,6 +27,8 @@ from tests.sizes import sizes
 SEED = 11
 PLAN: Plan = {"a": [], "b": ["a"]}
 LARGE = "word " * 4_000
+LARGER = LARGE * 3
+"""Where the one found no room, the other does not, however the pages fall."""
 _FULL = """
 CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
@@ -135,7 +137,7 @@ async def test_a_full_disk_costs_clients_some_patience_and_nothing_else(
 
     async def gated(call: Call) -> Reply:
         await may_answer.wait()
-        return text(f"result of {call.task_key}: {LARGE}")
+        return text(f"result of {call.task_key}: {LARGER}")
 
     scripted_model.begin(script({"executor": gated}))
     accepted: list[str] = []

@@ -32,7 +32,7 @@ STORAGE = Path(__file__).parents[2] / "app" / "storage"
 HERE = Path(__file__).parents[1] / "storage"
 TESTS = {
     "dispatch": ("test_dispatch_fence.py", "test_dispatch.py", "test_dispatch_races.py"),
-    "writing": ("test_changes_rows.py", "test_changes.py", "test_reviews.py"),
+    "writing": ("test_changes_rows.py", "test_changes_run.py", "test_changes.py", "test_reviews.py"),
     "steering": ("test_steering_rows.py", "test_steering.py", "test_retry.py"),
     "resume": ("test_resume.py",),
 }
