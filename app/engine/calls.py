@@ -18,6 +18,8 @@ from app.domain.recovery import AskRecovery
 from app.domain.status import Seat, Strategy, TaskStatus
 from app.domain.steps import Call as Purpose
 from app.domain.steps import DrawPlan, Synthesize
+from app.domain.text import shortened
+from app.domain.transcript import AskedCall
 from app.domain.usage import Price, Usage
 from app.engine.places import Places
 from app.engine.state import Ask, RunState
@@ -29,6 +31,7 @@ from app.settings import Settings
 log = structlog.get_logger(__name__)
 
 _CHARACTERS_PER_TOKEN = 4
+_MAX_DEED_CHARACTERS = 600
 _SHRINK = 4
 """By how much less a request holds after the model's context was too short for it."""
 _SHARED_SECONDS = 10.0
@@ -362,6 +365,15 @@ def _failed(key: TaskKey, state: RunState) -> recovery.FailedTask:
         errors=[str(error.get("message", "")) for error in task.errors],
         depends_on=task.depends_on,
         tools=task.tools,
+        done=[_deed(call) for call in task.transcript.acts],
+    )
+
+
+def _deed(call: AskedCall) -> str:
+    """What a call has done outside, in a line."""
+    became = "nobody knows what it did" if call.may_have_acted else f"returned {call.result}"
+    return shortened(
+        f"{call.tool}({shortened(call.arguments, _MAX_DEED_CHARACTERS // 2)}) {became}", _MAX_DEED_CHARACTERS
     )
 
 

@@ -14,9 +14,12 @@ from app.llm.offline.goals import read_goal, settled_by_one_call
 from app.llm.offline.toolcalls import wants
 
 _RANGE = re.compile(r"(\d{1,6})\s*(?:to|and|-|–)\s*(\d{1,6})\s+tasks?\b", re.I)
+_AIM = re.compile(r"\baim\b|\bwhere the goal is more\b", re.I)
 _EXACTLY = re.compile(r"\bexactly\s+(\d{1,6})\s+task", re.I)
 _AT_MOST = re.compile(r"\b(?:at most|up to|more than the)\s+(\d{1,6})\b", re.I)
 _AT_LEAST = re.compile(r"\b(?:at least|fewer than the)\s+(\d{1,6})\b", re.I)
+
+_QUOTED = re.compile(r"“[^“”]*”")
 
 _T = TypeVar("_T")
 _USUAL = 7
@@ -40,7 +43,7 @@ def bounds(instructions: str, problems: str = "") -> Bounds:
         Bounds(
             least=int(match[1]),
             most=int(match[2]),
-            aim=re.search(r"\baim\b", instructions[max(0, match.start() - 20) : match.start()], re.I) is not None,
+            aim=_AIM.search(instructions[max(0, match.start() - 20) : match.end() + 40]) is not None,
         )
         for match in _RANGE.finditer(instructions)
     ]
@@ -87,7 +90,12 @@ def with_tools(tasks: list[dict[str, Any]], tools: Sequence[ToolOffer]) -> list[
     """The tasks, each with the tools that its words plainly want; as they are where there are none to give."""
     if not tools:
         return tasks
-    return [task | {"tools": [tool.name for tool in tools if wants(task["description"], tool)]} for task in tasks]
+    # A goal that is quoted says what the task is about, not what it does.
+    own = [_QUOTED.sub("", task["description"]) for task in tasks]
+    return [
+        task | {"tools": [tool.name for tool in tools if wants(words, tool)]}
+        for task, words in zip(tasks, own, strict=True)
+    ]
 
 
 def replan(brief: Brief) -> list[dict[str, Any]]:
