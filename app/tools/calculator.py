@@ -37,7 +37,7 @@ async def calculator(
     neighbour), floor, ceil, trunc, sqrt, isqrt, cbrt, exp, log (natural, or log(x, base)), log2, log10, pow, sin, cos,
     tan, asin, acos, atan, atan2, sinh, cosh, tanh (all in radians), degrees, radians, hypot, factorial, gcd, lcm, comb.
     Lists stand in square brackets: mean([1, 2, 3]). Write numbers without thousands separators, units or currency
-    signs. Whole numbers are exact; others have about 16 digits.
+    signs. Whole numbers are exact; others have 15 digits.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval")
@@ -47,7 +47,7 @@ async def calculator(
             raise _refused("It gives several numbers; write one expression, and numbers without thousands separators.")
         if _THOUSANDS.search(expression):
             raise _refused("Write numbers without thousands separators: 1000, not 1,000.")
-        return str(_evaluated(tree.body))
+        return _written(_evaluated(tree.body))
     except SyntaxError:
         raise _refused(
             "It is no expression. Use + - * / // % ** and functions, with `*` between factors, no `=`, no units, and"
@@ -99,6 +99,11 @@ def _evaluated(body: ast.expr) -> Number:
         **{kind: evaluator.nodes[kind] for kind in (ast.UnaryOp, ast.BinOp, ast.Call)},
     }
     return _bounded(evaluator.eval("", previously_parsed=body))
+
+
+def _written(number: Number) -> str:
+    """A whole number in all its digits; another with those that binary arithmetic gets right: 0.3, not 0.300…04."""
+    return str(number if isinstance(number, int) else float(f"{number:.15g}"))
 
 
 def _not_called() -> Number:

@@ -69,7 +69,8 @@ async def refusal(expression: str) -> str:
         ("pow(2, 10)", "1024"),
         ("10**999", "1" + "0" * 999),
         ("-(2**3321)", str(-(2**3321))),
-        ("sum(0.1, 0.2)", str(0.1 + 0.2)),
+        ("sum(0.1, 0.2)", "0.3"),
+        ("17.5 / 100 * 1461", "255.675"),
     ],
 )
 async def test_an_expression_gives_its_number(expression: str, number: str) -> None:
