@@ -2,6 +2,7 @@
 
 import ipaddress
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -42,10 +43,11 @@ class RunClient:
         """Close the connection; the run goes on."""
         self._http.close()
 
-    def start(self, goal: str) -> Json:
-        """Post the goal; the run as accepted."""
+    def start(self, goal: str, tools: Sequence[str] = ()) -> Json:
+        """Post the goal and the tools that its tasks may use; the run as accepted."""
+        body: Json = {"goal": goal} | ({"options": {"tools": list(tools)}} if tools else {})
         try:
-            response = self._http.post("/goals", json={"goal": goal})
+            response = self._http.post("/goals", json=body)
         except httpx.TransportError as error:
             raise ServiceUnreachable(
                 f"No service answers at {self._url} ({error}). Start it with: make serve (or: planwave serve)"

@@ -80,12 +80,15 @@ def worker() -> None:
 def run(
     goal: Goal,
     url: Annotated[str, typer.Option(help="Where the service is.")] = "http://127.0.0.1:8000",
+    tool: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tool that its tasks may use; once for each.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the finished run as JSON, and nothing else.")] = False,
 ) -> None:
     """Give a goal to a running service and follow it: exit 0 when it succeeds, 1 when it does not."""
     from app.cli.run import run_goal
 
-    raise typer.Exit(run_goal(goal, url=url, as_json=as_json))
+    raise typer.Exit(run_goal(goal, url=url, tools=tool or (), as_json=as_json))
 
 
 @app.command()

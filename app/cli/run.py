@@ -1,6 +1,7 @@
 """`planwave run`: a goal to a running service, its waves as they run, its answer."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -17,12 +18,13 @@ LEFT_EARLY = 130
 """Exit code after a second Ctrl-C, as shells count it."""
 
 
-def run_goal(goal: str, *, url: str, as_json: bool = False) -> int:
-    """Post the goal and follow its run. Returns the exit code: 0 succeeded, 1 failed or cancelled."""
+def run_goal(goal: str, *, url: str, tools: Sequence[str] = (), as_json: bool = False) -> int:
+    """Post the goal, with the tools its tasks may use, and follow its run. Returns the exit code: 0 succeeded, 1 failed or cancelled."""
     client = RunClient(url)
     try:
         # An argument that was no UTF-8 arrives with lone surrogates, which JSON cannot carry.
-        run = client.start(goal.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+        goal = goal.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        run = client.start(goal, tools)
         if as_json:
             run = _follow(client, run, _Silent())
             typer.echo(json.dumps(run, indent=2))  # ASCII: every control character in it is escaped

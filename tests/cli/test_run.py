@@ -191,3 +191,11 @@ def test_ctrl_c_asks_to_cancel_and_waits_for_the_end(tmp_path: Path) -> None:
     assert "Asking to cancel the run" in out
     assert "run run-1  cancelled" in out
     assert err == "planwave: The run was cancelled.\n"
+
+
+def test_the_tools_that_are_named_go_with_the_goal_and_none_otherwise() -> None:
+    for tools in ((), ("calculator", "http_get")):
+        with fake_service(a_run("succeeded", [], result="x")) as service:
+            run_goal("Find out", url=service.url, tools=tools)
+        options = {"options": {"tools": list(tools)}} if tools else {}
+        assert service.goals == [{"goal": "Find out", **options}]
