@@ -19,7 +19,10 @@ LEFT_EARLY = 130
 
 
 def run_goal(goal: str, *, url: str, tools: Sequence[str] = (), as_json: bool = False) -> int:
-    """Post the goal, with the tools its tasks may use, and follow its run. Returns the exit code: 0 succeeded, 1 failed or cancelled."""
+    """Post the goal, with the tools its tasks may use, and follow its run.
+
+    Returns the exit code: 0 succeeded, 1 failed or cancelled.
+    """
     client = RunClient(url)
     try:
         # An argument that was no UTF-8 arrives with lone surrogates, which JSON cannot carry.

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from app import __version__
 from app.cli import main, signals
@@ -97,12 +98,20 @@ def test_a_range_of_delays_that_makes_no_sense_is_wrong_usage(
 def test_the_example_of_settings_names_each_with_its_default() -> None:
     written = dict(re.findall(r"^# PLANWAVE_([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     plain = {name: field.default for name, field in Settings.model_fields.items()}
-    as_text = {
-        name.upper(): ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value or ''}"
-        for name, value in plain.items()
-    }
+    as_text = {name.upper(): _as_written(value) for name, value in plain.items()}
     as_text["OFFLINE_SEED"] = str(plain["offline_seed"])
     assert {**written} == as_text
+
+
+def _as_written(default: object) -> str:
+    """A setting's default as a line of the example has it."""
+    match default:
+        case SecretStr():
+            return default.get_secret_value()
+        case tuple() | list():
+            return ",".join(part if isinstance(part, str) else f"{part:g}" for part in default)
+        case _:
+            return f"{default or ''}"
 
 
 # -- the schema
