@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     tool_modules: Annotated[list[str], NoDecode] = Field(
         [], description="Python modules whose tools are loaded: package.module or package.module:name"
     )
-    tool_secrets: dict[str, SecretStr] = Field({}, description='What tools are given, by name: {"CRM_TOKEN": "..."}')
+    tool_secrets: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        {}, description='What tools are given, by name: {"CRM_TOKEN": "..."}'
+    )
     tool_timeout_seconds: FiniteFloat = Field(60, gt=0, description="Bound of one tool call")
     tool_max_concurrency: int = Field(32, ge=1, description="Tool calls in flight per process")
     tool_result_max_characters: int = Field(60_000, ge=1_000, description="What is kept of a tool's result")
@@ -123,6 +125,14 @@ class Settings(BaseSettings):
     @classmethod
     def _listed(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("tool_secrets", mode="before")
+    @classmethod
+    def _secrets_from_json(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError as error:  # whose own words quote nothing
+            raise ValueError(f"not JSON: {error}") from None
 
     @field_validator("offline_delay_seconds", mode="before")
     @classmethod

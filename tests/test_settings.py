@@ -173,3 +173,22 @@ def test_a_price_that_cannot_be_meant_is_refused_by_name(
     (error,) = refused.value.errors()
     assert error["loc"] == ("llm_prices",)
     assert problem in error["msg"]
+
+
+@pytest.mark.parametrize("value", ['{"A": "s3cret", ', '["s3cret"]', '{"A": ["s3cret"]}', '"s3cret"'])
+def test_secrets_of_tools_that_cannot_be_read_are_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("PLANWAVE_TOOL_SECRETS", value)
+    with pytest.raises(ValidationError) as refused:
+        Settings(_env_file=None)
+    words = [(error["loc"], error["msg"]) for error in refused.value.errors(include_input=False)]
+    assert words
+    assert all("s3cret" not in str(word) for word in words)
+
+
+def test_secrets_of_tools_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANWAVE_TOOL_SECRETS", '{"A": "b"}')
+    settings = Settings(_env_file=None)
+    assert settings.tool_secrets["A"].get_secret_value() == "b"
+    assert "'b'" not in repr(settings)
