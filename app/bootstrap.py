@@ -60,17 +60,21 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     toolbox = make_toolbox(settings)
     database = make_database(settings)
     try:
+        await toolbox.open()
         await work(database, toolbox, settings, stop)
     finally:
+        await toolbox.close()
         await database.close()
 
 
 async def work(
     database: Database, toolbox: Toolbox, settings: Settings, stop: asyncio.Event, *, with_worker: bool = True
 ) -> None:
-    """Listen for what other processes announce and, `with_worker`, drive runs; until `stop` is set."""
+    """Listen for what other processes announce and, `with_worker`, drive runs; until `stop` is set.
+
+    The toolbox is open.
+    """
     listening = asyncio.create_task(listen(database)) if settings.wake == "auto" else None
-    await toolbox.open()
     try:
         if not with_worker:
             await stop.wait()
@@ -81,7 +85,6 @@ async def work(
         finally:
             await model.close()
     finally:
-        await toolbox.close()
         if listening is not None:
             listening.cancel()
             with suppress(asyncio.CancelledError):

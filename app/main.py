@@ -26,13 +26,17 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await toolbox.open()  # a goal may name what MCP servers offer as soon as there is an answer at all
         working = asyncio.create_task(work(database, toolbox, settings, services.draining, with_worker=with_worker))
         working.add_done_callback(_stop_service_if_broken)
         app.state.is_drained = working.done
         yield
         services.draining.set()
-        await working
-        await database.close()
+        try:
+            await working
+        finally:
+            await toolbox.close()
+            await database.close()
 
     app = create_api(services, lifespan=lifespan)
     app.state.begin_drain = services.draining.set

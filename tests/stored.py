@@ -59,7 +59,7 @@ async def make_goal(database: Database, *, goal: str = "Find out") -> GoalId:
 async def make_run(
     database: Database,
     *,
-    plan: Plan | None = None,
+    plan: Plan | NewPlan | None = None,
     mode: Mode = Mode.EXECUTE,
     goal_id: GoalId | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -81,7 +81,7 @@ async def make_run(
             budget=budget or {},
             metadata=metadata or {},
             model="scripted",
-            plan=None if plan is None else new_plan(plan, options.get("tools", ())),
+            plan=new_plan(plan, options.get("tools", ())) if isinstance(plan, Mapping) else plan,
         )
         run_id = run.id
         if takeovers:

@@ -1,6 +1,7 @@
 """How material from outside is laid into a request: marked, and within a bound of characters."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,13 @@ USUAL_LIMIT = 60_000
 """Characters that the material of one kind may take in a request, where nothing else is set."""
 
 _MAX_TROUBLE_CHARACTERS = 4_000
+
+# Unicode's Default_Ignorable_Code_Point (joiners, bidi controls, variation selectors, tags ...) and the marks of
+# interlinear notes: people see nothing there, while a model reads whole sentences written in them.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,11 +49,24 @@ def mark(secret: str) -> str:
     return sha256(f"planwave block {secret}".encode()).hexdigest()[:8]
 
 
+def visible(text: str) -> str:
+    """The text without characters that show nothing; what is stored stays as it is."""
+    return _INVISIBLE.sub("", text)
+
+
 def block(kind: str, text: str, *, mark: str, label: str | None = None) -> str:
-    """The text between `<kind-mark>` lines; a text that holds the mark itself has it replaced."""
-    attribute = "" if label is None else f" task={json.dumps(label, ensure_ascii=False)}"
-    body = text.replace(mark, "�")
-    return f"<{kind}-{mark}{attribute}>\n{body}\n</{kind}-{mark}>"
+    """The text between `<kind-mark>` lines, `visible`; one that holds the mark itself, in any case, has it replaced."""
+    attribute = "" if label is None else f" task={_unmarked(_quoted(label), mark)}"
+    return f"<{kind}-{mark}{attribute}>\n{_unmarked(visible(text), mark)}\n</{kind}-{mark}>"
+
+
+def _unmarked(text: str, mark: str) -> str:
+    return re.sub(re.escape(mark), "�", text, flags=re.IGNORECASE)
+
+
+def _quoted(key: str) -> str:
+    """The key as JSON, from which it can be read back: what shows nothing is written as escapes."""
+    return _INVISIBLE.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(key, ensure_ascii=False))
 
 
 def context_blocks(context: Any, *, mark: str, limit: int = USUAL_LIMIT) -> list[str]:

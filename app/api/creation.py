@@ -28,7 +28,8 @@ _PRINTABLE = re.compile(r"[ -~]{1,255}")
 
 KeyHeader = Annotated[
     str | None,
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255}),
+    # HTTP takes the spaces around a header's value away.
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"}),
     Header(
         alias="Idempotency-Key",
         description="1..255 printable ASCII characters. The same key with the same body makes one run, for 72 hours.",
@@ -88,6 +89,14 @@ async def make_once(
             break
     detail = "A request with this Idempotency-Key is still being worked on; try again shortly."
     raise Refused("idempotency_in_progress", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+
+
+async def made_earlier(services: Services, tenant: TenantId, key: Key | None) -> RunRecord | None:
+    """The run that a request with this key has made, whatever would be said of that request now."""
+    if key is None:
+        return None
+    async with services.database.read() as connection:
+        return await _made_earlier(connection, tenant, key)
 
 
 async def answer_made(

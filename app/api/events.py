@@ -22,7 +22,7 @@ router = APIRouter(tags=["events"])
     operation_id="listEvents",
     summary="What happened to a run",
     responses={
-        200: answer("Events in order.", examples.page_of(examples.EVENT)),
+        200: answer("Events in order.", examples.page_of(examples.EVENT, examples.TOOL_CALLED, examples.TOOL_RETURNED)),
         **problems("run_not_found", "invalid_request", "invalid_cursor", not_acceptable="not_supported"),
     },
 )

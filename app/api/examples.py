@@ -15,6 +15,11 @@ NEW_GOAL: dict[str, Any] = {
     "options": {"max_tasks": 5},
     "metadata": {"ticket": "42"},
 }
+NEW_GOAL_WITH_TOOLS: dict[str, Any] = {
+    "goal": "What do 1,200 dollars cost in euros at today's rate?",
+    "options": {"tools": ["calculator", "http_get"], "approval": "tools", "max_steps": 10},
+    "budget": {"max_tool_calls": 20},
+}
 NEW_GOAL_WITH_PLAN: dict[str, Any] = {
     "goal": "Compare two databases",
     "plan": {
@@ -36,6 +41,7 @@ REVIEW_ANSWERS: dict[str, Any] = {
     },
     "once more": {"decision": "retry", "description": "Explain in three sentences what an event loop does"},
     "the result": {"decision": "supply", "result": "An event loop runs callbacks when …"},
+    "do not call it": {"decision": "reject", "instructions": "Write to the test list instead."},
 }
 
 GOAL: dict[str, Any] = {
@@ -161,8 +167,33 @@ TASK: dict[str, Any] = {
     "started_at": "2026-01-01T00:00:01.020Z",
     "finished_at": "2026-01-01T00:00:03.870Z",
 }
+TOOL: dict[str, Any] = {
+    "name": "http_get",
+    "description": "Fetches a page and gives its text.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"url": {"type": "string", "description": "http or https"}},
+        "required": ["url"],
+        "additionalProperties": False,
+    },
+    "side_effects": "none",
+}
+TOOL_CALL: dict[str, Any] = {
+    "number": 1,
+    "step": 1,
+    "tool": "http_get",
+    "arguments": {"url": "https://docs.python.org/3/library/asyncio.html"},
+    "side_effects": "none",
+    "status": "returned",
+    "result": "asyncio is a library to write concurrent code …",
+    "error": None,
+    "asked_at": "2026-01-01T00:00:01.900Z",
+    "started_at": "2026-01-01T00:00:01.900Z",
+    "finished_at": "2026-01-01T00:00:02.310Z",
+}
 TASK_WITH_ATTEMPTS: dict[str, Any] = {
     **TASK,
+    "tools": ["http_get"],
     "attempts": [
         {
             "number": 1,
@@ -171,8 +202,8 @@ TASK_WITH_ATTEMPTS: dict[str, Any] = {
             "error": None,
             "started_at": "2026-01-01T00:00:01.020Z",
             "finished_at": "2026-01-01T00:00:03.870Z",
-            "usage": _USAGE,
-            "tool_calls": [],
+            "usage": {**_USAGE, "llm_calls": 2, "tool_calls": 1},
+            "tool_calls": [TOOL_CALL],
         }
     ],
 }
@@ -214,6 +245,21 @@ REVIEW: dict[str, Any] = {
     "opened_at": "2026-01-01T00:00:04.100Z",
     "answered_at": None,
 }
+TOOL_REVIEW: dict[str, Any] = {
+    **REVIEW,
+    "kind": "tool_call",
+    "question": {
+        "text": "May task 0.1 call send_mail with these arguments?",
+        "tool_call": {
+            "number": 3,
+            "tool": "send_mail",
+            "arguments": {"to": "all@example.com", "subject": "Event loops"},
+            "side_effects": "once",
+            "outcome_unknown": False,
+        },
+    },
+    "allowed_answers": ["approve", "reject"],
+}
 ANSWERED_REVIEW: dict[str, Any] = {
     **REVIEW,
     "answer": REVIEW_ANSWERS["once more"],
@@ -229,6 +275,27 @@ EVENT: dict[str, Any] = {
     "run_id": RUN_ID,
     "task_key": None,
     "data": {"goal_id": GOAL_ID},
+}
+TOOL_CALLED: dict[str, Any] = {
+    "seq": 6,
+    "type": "tool.called",
+    "at": "2026-01-01T00:00:01.900Z",
+    "run_id": RUN_ID,
+    "task_key": "0.1",
+    "data": {
+        "tool_call": 1,
+        "attempt": 1,
+        "tool": "http_get",
+        "arguments": '{"url": "https://docs.python.org/3/library/asyncio.html"}',
+        "side_effects": "none",
+    },
+}
+TOOL_RETURNED: dict[str, Any] = {
+    **TOOL_CALLED,
+    "seq": 7,
+    "type": "tool.returned",
+    "at": "2026-01-01T00:00:02.310Z",
+    "data": {"tool_call": 1, "tool": "http_get", "status": "returned"},
 }
 
 

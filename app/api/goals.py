@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.api import examples
 from app.api.client_plan import new_plan, plan_again
 from app.api.conditions import Wait
-from app.api.creation import KeyHeader, answer_made, key_of, make_once
+from app.api.creation import KeyHeader, answer_made, key_of, made_earlier, make_once
 from app.api.openapi import answer, body, problems
 from app.api.pages import Paging
 from app.api.problems import Refused
@@ -20,7 +20,7 @@ from app.api.schemas.answers import Goal, GoalPage, Run
 from app.api.schemas.requests import NewGoal, NewRun
 from app.api.services import Tenant, Wired
 from app.api.showing import goal_of
-from app.api.terms import check_terms, taken_over
+from app.api.terms import check_plan_again, check_terms, options_of, taken_over, tool_names
 from app.api.unbuilt import refuse_unbuilt
 from app.domain.generation import NewPlan
 from app.domain.ids import GoalId, TenantId, parse_uuid
@@ -39,10 +39,10 @@ _BODY_PROBLEMS = (
     "unsupported_media_type",
     "invalid_request",
     "unknown_field",
-    "not_supported",
     "plan_invalid",
     "invalid_schema",
     "no_price",
+    "unknown_tool",
     "invalid_idempotency_key",
     "idempotency_key_reused",
 )
@@ -75,8 +75,15 @@ GoalOfPath = Annotated[GoalId, Depends(_goal_of_path)]
     summary="Ask for something",
     response_model=Run,
     status_code=202,
-    responses={**_MADE, **problems(*_BODY_PROBLEMS, "context_too_large")},
-    openapi_extra=body(NewGoal, {"goal": examples.NEW_GOAL, "own plan": examples.NEW_GOAL_WITH_PLAN}),
+    responses={**_MADE, **problems(*_BODY_PROBLEMS, "context_too_large", "not_supported")},
+    openapi_extra=body(
+        NewGoal,
+        {
+            "goal": examples.NEW_GOAL,
+            "with tools": examples.NEW_GOAL_WITH_TOOLS,
+            "own plan": examples.NEW_GOAL_WITH_PLAN,
+        },
+    ),
 )
 async def create_new_goal(
     *, request: Request, services: Wired, tenant: Tenant, wait: Wait = None, key: KeyHeader = None
@@ -88,8 +95,16 @@ async def create_new_goal(
     sent = await read_object(request)
     goal = parse(NewGoal, sent)
     refuse_unbuilt(goal)
-    check_terms(goal.options, goal.budget, services.settings)
-    options = goal.options.model_dump()
+    once = key_of(key, "createGoal", sent)
+    try:
+        check_terms(goal.options, goal.budget, services)
+        plan = None if goal.plan is None else new_plan(goal.plan, tools=tool_names(services))
+    except Refused:
+        # Tools come and go: what is refused now may have been taken before.
+        if (earlier := await made_earlier(services, tenant, once)) is None:
+            raise
+        return await answer_made(request, services, earlier, replayed=True, wait=wait)
+    options = options_of(goal.options, plan)
     first = FirstRun(
         tenant_id=tenant,
         goal=goal.goal,
@@ -100,13 +115,11 @@ async def create_new_goal(
         metadata=goal.metadata,
         model=services.settings.model_for(Seat.EXECUTOR, options),
     )
-    if key is None and goal.plan is None:
+    if once is None and plan is None:
         run = await services.intake.take(first)
         return await answer_made(request, services, run, replayed=False, wait=wait)
 
     # A key may have to wait for another transaction, and a plan is large: neither is for others to wait for.
-    plan = None if goal.plan is None else new_plan(goal.plan)
-
     async def make(connection: AsyncConnection) -> RunRecord:
         goal_id = await create_goal(connection, tenant, goal=goal.goal, context=goal.context, metadata=goal.metadata)
         return await create_run(
@@ -121,7 +134,7 @@ async def create_new_goal(
             plan=plan,
         )
 
-    run, replayed = await make_once(services, tenant, key_of(key, "createGoal", sent), make)
+    run, replayed = await make_once(services, tenant, once, make)
     return await answer_made(request, services, run, replayed=replayed, wait=wait)
 
 
@@ -185,15 +198,23 @@ async def run_goal_again(
     """
     sent = await read_object(request, optional=True)
     wanted = parse(NewRun, sent)
-    refuse_unbuilt(wanted)
-    plan = None if wanted.plan is None else new_plan(wanted.plan)
+    once = key_of(key, f"rerunGoal:{goal_id}", sent)
+    try:
+        plan = None if wanted.plan is None else new_plan(wanted.plan, tools=tool_names(services))
+    except Refused:
+        if (earlier := await made_earlier(services, tenant, once)) is None:
+            raise
+        return await answer_made(request, services, earlier, replayed=True, wait=wait)
 
     async def make(connection: AsyncConnection) -> RunRecord:
         before = await _earlier(connection, tenant, goal_id)
         options, budget = taken_over(before.options, before.budget, wanted)
-        check_terms(options, budget, services.settings)
-        chosen = options.model_dump()
+        check_terms(options, budget, services, given=wanted)
         given = wanted.model_fields_set
+        if "plan" not in given and before.plan is not None:
+            check_plan_again(before.plan, services)
+        walked = plan if "plan" in given else before.plan
+        chosen = options_of(options, walked)
         return await create_run(
             connection,
             tenant,
@@ -203,10 +224,10 @@ async def run_goal_again(
             budget=budget.model_dump(),
             metadata=wanted.metadata if "metadata" in given else before.metadata,
             model=services.settings.model_for(Seat.EXECUTOR, chosen),
-            plan=plan if "plan" in given else before.plan,
+            plan=walked,
         )
 
-    run, replayed = await make_once(services, tenant, key_of(key, f"rerunGoal:{goal_id}", sent), make)
+    run, replayed = await make_once(services, tenant, once, make)
     return await answer_made(request, services, run, replayed=replayed, wait=wait)
 
 

@@ -28,6 +28,7 @@ TAGS = [
     {"name": "tasks", "description": "What a run does."},
     {"name": "reviews", "description": "What a run asks of a person."},
     {"name": "events", "description": "What happened to a run."},
+    {"name": "tools", "description": "What tasks can call."},
     {"name": "health", "description": "Whether the service works."},
 ]
 

@@ -23,7 +23,7 @@ OptionalNumber = Annotated[
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_INTEGER_POSITION}),
 ]
 Shown = TypeVar("Shown")
-Position = int | UUID
+Position = int | str | UUID
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,14 @@ class PageQuery:
 
     def uuid(self, kind: str) -> UUID | None:
         """The id behind which the page starts; `kind` says which list a cursor must belong to."""
+        position = self.text(kind)
+        parsed = None if position is None else parse_uuid(position)
+        if position is not None and parsed is None:
+            raise _invalid()
+        return parsed
+
+    def text(self, kind: str) -> str | None:
+        """The name behind which the page starts."""
         position = self._position(kind)
         if isinstance(position, int):
             raise _invalid()
@@ -48,7 +56,7 @@ class PageQuery:
     def integer(self, kind: str) -> int | None:
         """The number behind which the page starts."""
         position = self._position(kind)
-        if isinstance(position, UUID):
+        if isinstance(position, str) or not -1 <= (position or 0) <= MAX_INTEGER_POSITION:
             raise _invalid()
         return position
 
@@ -64,21 +72,20 @@ class PageQuery:
             "next_cursor": _cursor(kind, position(some[-1])) if more else None,
         }
 
-    def _position(self, kind: str) -> Position | None:
+    def _position(self, kind: str) -> int | str | None:
         if self.cursor is None:
             return None
         try:
             sealed = base64.b64decode(
                 self.cursor.encode() + b"=" * (-len(self.cursor) % 4), altchars=b"-_", validate=True
             )
-            of, text = json.loads(sealed[4:])
+            of, position = json.loads(sealed[4:])
         except (ValueError, TypeError, RecursionError):
             raise _invalid() from None
-        position = text if type(text) is int else parse_uuid(text) if isinstance(text, str) else None
-        # Written anew it must be the same: what was altered anywhere, or made for another list, is not.
-        if of != kind or position is None or _cursor(kind, position) != self.cursor:
+        if of != kind or type(position) is bool or not isinstance(position, int | str):
             raise _invalid()
-        if isinstance(position, int) and not -1 <= position <= MAX_INTEGER_POSITION:
+        # Written anew it must be the same: what was altered anywhere, or made for another list, is not.
+        if _cursor(kind, position) != self.cursor:
             raise _invalid()
         return position
 

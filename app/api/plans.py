@@ -21,6 +21,7 @@ from app.domain.status import FINISHED
 from app.storage.plans import get_plan, list_plans, usage_by_generation
 from app.storage.records import PlanRecord, TaskRecord
 from app.storage.tasks import list_tasks
+from app.storage.tool_calls import tool_calls_by_generation
 
 router = APIRouter(tags=["plans"])
 
@@ -61,9 +62,10 @@ async def get_plan_of_run(
             raise Refused("plan_not_found", "The run has no plan of this generation.")
         tasks = await _tasks_of(connection, tenant, run_id, plan)
         usage = await usage_by_generation(connection, tenant, run_id, [plan.generation])
+        tool_calls = await tool_calls_by_generation(connection, tenant, run_id, [plan.generation])
     if format is PlanFormat.MERMAID:
         return Response(mermaid.flowchart(tasks), media_type=mermaid.MEDIA_TYPE)
-    return plan_of(plan, tasks, usage[plan.generation])
+    return plan_of(plan, tasks, usage[plan.generation], tool_calls[plan.generation])
 
 
 @router.get(
@@ -84,9 +86,17 @@ async def list_plans_of_run(services: Wired, tenant: Tenant, run_id: RunOfPath, 
         found = await list_plans(connection, tenant, run_id, limit=paging.fetch, after=after)
         if not found:
             await require_run(connection, tenant, run_id)
-        usage = await usage_by_generation(connection, tenant, run_id, [plan.generation for plan in found])
+        numbers = [plan.generation for plan in found]
+        usage = await usage_by_generation(connection, tenant, run_id, numbers)
+        tool_calls = await tool_calls_by_generation(connection, tenant, run_id, numbers)
         shown = [
-            plan_of(plan, await _tasks_of(connection, tenant, run_id, plan), usage[plan.generation]) for plan in found
+            plan_of(
+                plan,
+                await _tasks_of(connection, tenant, run_id, plan),
+                usage[plan.generation],
+                tool_calls[plan.generation],
+            )
+            for plan in found
         ]
     return PlanPage(**paging.page(kind, shown, lambda plan: plan.generation, lambda plan: plan))
 

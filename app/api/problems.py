@@ -42,6 +42,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "context_too_large": (422, "The context is too large"),
     "plan_invalid": (422, "The plan cannot be walked"),
     "invalid_schema": (422, "An output schema is not usable"),
+    "unknown_tool": (422, "A tool is not one of those that there are"),
     "no_price": (422, "The cost of a model is not known"),
     "budget_too_small": (422, "The budget is used up already"),
     "not_allowed": (422, "The review does not take this decision"),

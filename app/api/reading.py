@@ -127,7 +127,7 @@ def _parsed(body: bytes) -> tuple[Any, bool]:
         raise Refused("invalid_json", f"{error.msg} at line {error.lineno}, column {error.colno}.") from None
     except RecursionError:
         raise _too_deep() from None
-    if _is_too_deep(value):
+    if is_too_deep(value):
         raise _too_deep()
     return value, big
 
@@ -150,7 +150,8 @@ def _without_duplicates(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_too_deep(value: Any) -> bool:
+def is_too_deep(value: Any) -> bool:
+    """Whether JSON is nested deeper than bodies may be."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]

@@ -28,9 +28,8 @@ from app.api.schemas.requests import (
 )
 from app.api.services import Services, Tenant, Wired
 from app.api.showing import review_of
-from app.api.unbuilt import refuse_unbuilt
 from app.domain.ids import RunId, TaskKey, TenantId, parse_uuid
-from app.domain.status import FINISHED, StopRequest, TaskStatus
+from app.domain.status import FINISHED, ReviewKind, StopRequest, TaskStatus
 from app.storage.faults import tried_again
 from app.storage.plans import get_plan
 from app.storage.records import ReviewRecord, RunRecord
@@ -65,7 +64,7 @@ ReviewOfPath = Annotated[UUID, Depends(_review_of_path)]
     operation_id="listReviews",
     summary="What a run asks of a person",
     responses={
-        200: answer("Reviews.", examples.page_of(examples.REVIEW)),
+        200: answer("Reviews.", examples.page_of(examples.REVIEW, examples.TOOL_REVIEW)),
         **problems("run_not_found", "invalid_request", "invalid_cursor"),
     },
 )
@@ -111,7 +110,6 @@ async def get_review_of_run(services: Wired, tenant: Tenant, run_id: RunOfPath, 
             "unsupported_media_type",
             "invalid_request",
             "unknown_field",
-            "not_supported",
         ),
     },
     openapi_extra=body(ReviewAnswer, examples.REVIEW_ANSWERS),
@@ -121,7 +119,6 @@ async def answer_review_of_run(
 ) -> Review:
     """The first answer counts. A run that waited for it goes on by itself; a paused one once it is resumed."""
     given = parse(ReviewAnswer, await read_object(request)).root
-    refuse_unbuilt(given)
     return review_of(await _answer(services, tenant, run_id, review_id, given))
 
 
@@ -171,18 +168,25 @@ async def _stored(
         case InstructingAnswer():
             return decision | _if_given(instructions=given.instructions)
         case RetryingAnswer():
+            if given.description is not None and review.kind is ReviewKind.TOOL_CALL:
+                message = "The tool is called again just as it was: there are no other words for it."
+                fault = Fault(code="unknown_field", message=message, pointer="/description")
+                raise Refused("unknown_field", message, errors=[fault])
             return decision | _if_given(description=given.description)
         case SupplyingAnswer():
-            await _check_result(connection, run, review.task_key, given.result)
+            if review.kind is not ReviewKind.TOOL_CALL:  # whose result is not the task's
+                await _check_result(connection, run, review.task_key, given.result)
             return decision | {"result": given.result}
         case EditingAnswer():
-            tasks = planned_tasks(given.plan, await _keys_that_go_on(connection, run, review.generation or 0))
+            known_keys = await _keys_that_go_on(connection, run, review.generation or 0)
+            tasks = planned_tasks(given.plan, known_keys, tools=run.options["tools"])
             kept = [
                 {
                     "id": task.id,
                     "description": task.description,
                     "depends_on": list(task.depends_on),
                     "critical": task.critical,
+                    "tools": list(task.tools),
                     "output_schema": task.output_schema,
                 }
                 for task in tasks

@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from app import __version__
-from app.api import events, goals, health, plans, reviews, runs, steering, tasks
+from app.api import events, goals, health, plans, reviews, runs, steering, tasks, tools
 from app.api.envelope import Envelope
 from app.api.openapi import DESCRIPTION, TITLE, document
 from app.api.problems import Refused, answer_error
 from app.api.services import Services
 from app.domain.errors import StorageUnavailable
 
-_ROUTERS = tuple(noun.router for noun in (goals, runs, steering, plans, tasks, reviews, events, health))
+_ROUTERS = tuple(noun.router for noun in (goals, runs, steering, plans, tasks, reviews, events, tools, health))
 _ROUTES = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
 
 

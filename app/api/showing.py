@@ -1,11 +1,13 @@
 """How what is stored becomes what clients are shown."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from starlette.responses import Response
 
+from app.api.reading import is_too_deep
 from app.api.schemas.answers import (
     Answer,
     Attempt,
@@ -18,6 +20,8 @@ from app.api.schemas.answers import (
     Run,
     RunWithTasks,
     Task,
+    Tool,
+    ToolCall,
     Usage,
 )
 from app.domain.status import FINISHED, RunStatus, StopRequest
@@ -31,8 +35,11 @@ from app.storage.records import (
     TaskRecord,
     UsageRecord,
 )
+from app.storage.tool_calls import ToolCallRecord
+from app.tools.tool import ToolSpec
 
 _NANO = 1_000_000_000
+_DECODER = json.JSONDecoder(strict=False)  # models write line breaks into strings as they are
 
 
 def answer_shown(body: Answer, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -66,15 +73,30 @@ def allowed_actions(record: RunRecord) -> list[str]:
     return ["cancel", "resume"] if stops else ["cancel", "pause"]
 
 
-def task_of(record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None) -> Task:
-    """The task as shown, with its attempts where they were read."""
+def task_of(
+    record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None, tool_calls: Sequence[ToolCallRecord] = ()
+) -> Task:
+    """The task as shown, with its attempts where they were read, each with those of the tool calls that are its own."""
     task = Task.model_validate(record)
     if attempts is None:
         return task
-    return task.model_copy(update={"attempts": [_attempt_of(attempt) for attempt in attempts]})
+    shown = [
+        _attempt_of(attempt, [call for call in tool_calls if call.attempt == attempt.number]) for attempt in attempts
+    ]
+    return task.model_copy(update={"attempts": shown})
 
 
-def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord], usage: UsageRecord) -> Plan:
+def tool_of(spec: ToolSpec) -> Tool:
+    """The tool as shown."""
+    return Tool(
+        name=spec.name,
+        description=spec.description,
+        input_schema=dict(spec.input_schema),
+        side_effects=spec.side_effects,
+    )
+
+
+def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord], usage: UsageRecord, tool_calls: int) -> Plan:
     """The generation with its tasks, and what was used while it was the newest."""
     waves: dict[int, list[str]] = {}
     for task in tasks:
@@ -90,7 +112,7 @@ def plan_of(record: PlanRecord, tasks: Sequence[TaskRecord], usage: UsageRecord)
         critical_path=list(record.critical_path),
         tasks=[task_of(task) for task in tasks],
         waves=[waves[wave] for wave in sorted(waves)],
-        usage=_usage_of(usage, 0),
+        usage=_usage_of(usage, tool_calls),
         created_at=record.created_at,
     )
 
@@ -159,7 +181,7 @@ def _usage_of(record: RunRecord | AttemptRecord | UsageRecord, tool_calls: int) 
     )
 
 
-def _attempt_of(record: AttemptRecord) -> Attempt:
+def _attempt_of(record: AttemptRecord, tool_calls: Sequence[ToolCallRecord]) -> Attempt:
     return Attempt(
         number=record.number,
         status=record.status,
@@ -167,6 +189,32 @@ def _attempt_of(record: AttemptRecord) -> Attempt:
         error=None if record.error is None else AttemptError.model_validate(record.error),
         started_at=record.started_at,
         finished_at=record.finished_at,
-        usage=_usage_of(record, 0),
-        tool_calls=[],
+        usage=_usage_of(record, sum(call.started_at is not None for call in tool_calls)),
+        tool_calls=[_tool_call_of(call) for call in tool_calls],
     )
+
+
+def _tool_call_of(record: ToolCallRecord) -> ToolCall:
+    return ToolCall(
+        number=record.number,
+        step=record.step,
+        tool=record.tool,
+        arguments=_arguments_of(record.arguments),
+        side_effects=record.side_effects,
+        status=record.status,
+        result=record.result,
+        error=None if record.error is None else AttemptError.model_validate(record.error),
+        asked_at=record.asked_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+    )
+
+
+def _arguments_of(text: str) -> Any:
+    """As JSON where that is what they are; otherwise, and where no answer could carry it, as the model wrote them."""
+    try:
+        arguments = _DECODER.decode(text)
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return text
+    return text if is_too_deep(arguments) else arguments

@@ -16,8 +16,7 @@ from app.api.schemas.answers import Run
 from app.api.schemas.requests import RunRetry
 from app.api.services import Services, Tenant, Wired
 from app.api.showing import allowed_actions, run_of
-from app.api.terms import check_terms, taken_over
-from app.api.unbuilt import refuse_unbuilt
+from app.api.terms import check_terms, options_of, taken_over
 from app.domain.budget import Budget
 from app.domain.ids import RunId, TenantId
 from app.domain.status import FINISHED, RunStatus, Seat, StopRequest
@@ -107,9 +106,9 @@ async def resume_run(response: Response, services: Wired, tenant: Tenant, run_id
             "unsupported_media_type",
             "invalid_request",
             "unknown_field",
-            "not_supported",
             "invalid_schema",
             "no_price",
+            "unknown_tool",
             "budget_too_small",
         ),
     },
@@ -121,7 +120,6 @@ async def retry_one_run(*, request: Request, services: Wired, tenant: Tenant, ru
     `options` and `budget` given here replace the run's one by one. What was used so far counts. The body may be empty.
     """
     wanted = parse(RunRetry, await read_object(request, optional=True))
-    refuse_unbuilt(wanted)
     return run_of(await _retry(services, tenant, run_id, wanted))
 
 
@@ -134,9 +132,9 @@ async def _retry(services: Services, tenant: TenantId, run_id: RunId, wanted: Ru
         if "retry" not in allowed_actions(run):
             raise _refused(run, f"The run is {run.status}: only a failed or cancelled one can be retried.")
         options, budget = taken_over(run.options, run.budget, wanted)
-        check_terms(options, budget, services.settings)
+        check_terms(options, budget, services, given=wanted)
         _check_what_is_left(run, budget.model_dump())
-        chosen = options.model_dump()
+        chosen = options_of(options)
         run = await retry_run(
             connection,
             run,

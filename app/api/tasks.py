@@ -17,6 +17,7 @@ from app.domain.graph import MAX_ID_CHARACTERS, is_valid_id
 from app.domain.ids import TaskKey
 from app.domain.status import TaskStatus
 from app.storage.tasks import get_task, list_attempts, list_tasks
+from app.storage.tool_calls import list_tool_calls
 
 router = APIRouter(tags=["tasks"])
 
@@ -62,7 +63,7 @@ async def list_tasks_of_run(
 @router.get(
     "/runs/{run_id}/tasks/{task_key}",
     operation_id="getTask",
-    summary="A task with its attempts",
+    summary="A task with its attempts and tool calls",
     responses={
         200: answer("The task.", examples.TASK_WITH_ATTEMPTS),
         **problems("run_not_found", "task_not_found"),
@@ -74,7 +75,7 @@ async def get_task_of_run(
     run_id: RunOfPath,
     task_key: Annotated[str, Path(description="`GENERATION.ID`, percent-encoded.", examples=["0.1"])],
 ) -> Task:
-    """Every attempt with the wording it was given, what spoiled it, and what it used."""
+    """Every attempt with the wording it was given, the tools it called, what spoiled it, and what it used."""
     async with services.database.read() as connection:
         task = None
         if _can_be_key(task_key):
@@ -83,7 +84,8 @@ async def get_task_of_run(
             await require_run(connection, tenant, run_id)
             raise Refused("task_not_found", "The run has no task with this key.")
         attempts = await list_attempts(connection, tenant, run_id, [task.key])
-    return task_of(task, attempts[task.key])
+        tool_calls = await list_tool_calls(connection, tenant, run_id, task.key)
+    return task_of(task, attempts[task.key], tool_calls)
 
 
 def _can_be_key(text: str) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from app.api.problems import Fault, refused_for
 from app.api.reading import pointer
-from app.api.schemas.requests import NewGoal, Options
+from app.api.schemas.requests import NewGoal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +34,7 @@ class Unbuilt:
         }
 
 
-UNBUILT = (
-    Unbuilt(body=Options, field="max_steps", accepted=(20,)),
-    Unbuilt(body=Options, field="tools", accepted=([],)),
-    Unbuilt(body=Options, field="approval", accepted=("none", "plan")),
-    Unbuilt(body=NewGoal, field="webhook_url", accepted=(None,)),
-)
+UNBUILT = (Unbuilt(body=NewGoal, field="webhook_url", accepted=(None,)),)
 
 _BY_BODY: Mapping[type[BaseModel], list[Unbuilt]] = {
     body: [row for row in UNBUILT if row.body is body] for body in {row.body for row in UNBUILT}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.domain.failures import Failure
 from app.domain.status import SideEffects, ToolCallStatus
 
 MAX_CALLS_AT_ONCE = 16
@@ -12,9 +13,10 @@ MAX_CALLS_AT_ONCE = 16
 MAX_EQUAL_CALLS = 2
 """How often a loop may make the same call of the same tool; whoever asks for one more is to answer with what it has."""
 
-_WAITING = (ToolCallStatus.ASKED, ToolCallStatus.AWAITING_REVIEW, ToolCallStatus.OPEN)
+UNFINISHED_TOOL_CALLS = (ToolCallStatus.ASKED, ToolCallStatus.AWAITING_REVIEW, ToolCallStatus.OPEN)
 _UNKNOWN = (ToolCallStatus.LOST, ToolCallStatus.CANCELLED)
 REPEATED = "repeated_call"
+NEVER_SENT = Failure(kind="cancelled", message="The run ended before this call was sent.", retryable=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +39,11 @@ class AskedCall:
     status: ToolCallStatus
     result: str | None = None
     error: Mapping[str, Any] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not come to an end."""
+        return self.status in UNFINISHED_TOOL_CALLS
 
     @property
     def may_have_acted(self) -> bool:
@@ -123,7 +130,7 @@ class Transcript:
     @property
     def is_settled(self) -> bool:
         """Whether every call has come to an end, and the model may be asked again."""
-        return not any(call.status in _WAITING for call in self._last())
+        return not any(call.is_waiting for call in self._last())
 
     @property
     def final(self) -> AskedCall | None:

@@ -7,12 +7,13 @@ from typing import Any, assert_never
 
 import structlog
 
+from app.agents.briefing import visible
 from app.domain.errors import ToolError, ToolFailed
 from app.domain.failures import Failure
 from app.domain.ids import TaskKey
 from app.domain.status import Approval, Decision, ReviewKind, SideEffects, TaskStatus, ToolCallStatus
 from app.domain.text import shortened
-from app.domain.transcript import MAX_CALLS_AT_ONCE, MAX_EQUAL_CALLS, REPEATED, AskedCall, LoopStep
+from app.domain.transcript import MAX_CALLS_AT_ONCE, MAX_EQUAL_CALLS, NEVER_SENT, REPEATED, AskedCall, LoopStep
 from app.engine.calls import Call, result_text
 from app.engine.clock import Clock
 from app.engine.state import DrivenTask, RunState
@@ -105,8 +106,8 @@ class Acting:
         done = next((call for call in before if call.status is ToolCallStatus.RETURNED), None)
         if done is not None:
             asked.status, asked.result = ToolCallStatus.RETURNED, done.result
-        elif any(call.status is ToolCallStatus.OPEN or call.status is ToolCallStatus.ASKED for call in before):
-            self._refuse(asked, REPEATED, "The same call is under way already.")
+        elif any(call.is_waiting for call in before):
+            self._refuse(asked, "under_way", "The same call is under way already.")
         elif any(call.may_have_acted for call in before) or self._needs_approval(asked):
             asked.status = ToolCallStatus.AWAITING_REVIEW
 
@@ -211,6 +212,8 @@ class Acting:
             )
         else:
             text = f"May task {key} call {call.tool} with these arguments?"
+        if visible(call.arguments) != call.arguments:
+            text += " Some of their characters do not show."
         question = {
             "text": text,
             "tool_call": {
@@ -280,6 +283,8 @@ class Acting:
         if call.status is not ToolCallStatus.ASKED:
             changes.tool_ended(call.number, call.status, result=call.result, error=call.error)
             self._tell_of_end(key, call, changes)
+        if not self._state.tasks[key].transcript.in_flight:
+            self._state.walk.awaits_review(key)  # it may be about to go on already, and starts once
         failure = self.go_on(key, changes)
         return None if failure is None else (key, failure)
 
@@ -305,7 +310,7 @@ class Acting:
     def finish(self, key: TaskKey, changes: Changes) -> None:
         """The run ends: what has not been sent never will be."""
         for call in self._state.tasks[key].transcript.unsent():
-            self._refuse(call, "cancelled", "The run ended before this call was sent.")
+            call.status, call.error = ToolCallStatus.REFUSED, NEVER_SENT.as_json()
             changes.tool_ended(call.number, call.status, error=call.error)
 
     def _once_more(self, key: TaskKey, task: DrivenTask, lost: AskedCall, changes: Changes) -> None:

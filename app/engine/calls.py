@@ -151,7 +151,7 @@ class Caller:
         if seat is Seat.EXECUTOR and key is not None:
             task = state.tasks[key]
             attempt = task.attempt if task.attempt_open else task.attempt + 1
-            offers = self._offers(task.tools)
+            offers = self._offers([name for name in task.tools if name in state.option("tools")])
             must_answer = bool(offers) and task.transcript.must_answer(attempt, state.option("max_steps"))
         request = self._request(purpose, model, schema, state, offers, must_answer=must_answer)
         characters = sum(len(message.content) for message in request.messages) + sum(map(_characters, request.tools))

@@ -1,11 +1,14 @@
 """Calls of tools: which are offered, and the sending, within bounds, with secrets kept out of what returns."""
 
 import asyncio
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
+from app.agents.briefing import visible
 from app.domain.errors import ToolError, ToolFailed, ToolRetry
 from app.domain.ids import RunId, TaskKey
 from app.domain.status import SideEffects
@@ -20,6 +23,7 @@ from app.tools.toolbox import Toolbox
 log = structlog.get_logger(__name__)
 
 _MAX_ERROR_CHARACTERS = 4_000
+_MAX_KIND_CHARACTERS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +76,16 @@ class ToolCaller:
         return None if tool is None else tool.spec
 
     def offers(self, names: Iterable[str]) -> list[ToolOffer]:
-        """Those of these tools that there are now, as a model is told of them."""
+        """Those of these tools that there are now, as a model is told of them: in words that people see too."""
         specs = [spec for spec in map(self.spec, names) if spec is not None]
-        return [ToolOffer(name=spec.name, description=spec.description, parameters=spec.input_schema) for spec in specs]
+        return [
+            ToolOffer(
+                name=spec.name,
+                description=visible(spec.description),
+                parameters={name: _with_visible_words(name, part) for name, part in spec.input_schema.items()},
+            )
+            for spec in specs
+        ]
 
     async def send(self, sending: ToolSending, run_id: RunId, came_back: Callable[[ToolOutcome], None]) -> None:
         """Call once and report the outcome; nothing is reported when cancelled."""
@@ -83,12 +94,11 @@ class ToolCaller:
             async with self._places:
                 text = await self._call(sending, run_id)
         except ToolError as error:
-            log.info(
-                "tool gave nothing", run_id=str(run_id), task_key=sending.task_key, tool=call.tool, kind=error.kind
-            )
-            came_back(ToolFaulted(sending, self._told(error)))
-        except Exception as error:
-            log.exception("tool broke", run_id=str(run_id), task_key=sending.task_key, tool=call.tool)
+            told = self._told(error)
+            log.info("tool gave nothing", run_id=str(run_id), task_key=sending.task_key, tool=call.tool, kind=told.kind)
+            came_back(ToolFaulted(sending, told))
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises; it is logged
+            self._log_breaking(error, sending, run_id)
             message = f"The tool broke ({type(error).__name__})."
             came_back(ToolFaulted(sending, ToolFailed(message, kind="tool_failed")))
         else:
@@ -129,6 +139,25 @@ class ToolCaller:
             return text
         return f"{text[:limit]}\n[... {len(text) - limit:,} of {len(text):,} characters cut here ...]"
 
+    def _log_breaking(self, error: Exception, sending: ToolSending, run_id: RunId) -> None:
+        stack = self._toolbox.redacted("".join(traceback.format_exception(error)))
+        log.error("tool broke", run_id=str(run_id), task_key=sending.task_key, tool=sending.call.tool, exception=stack)
+
     def _told(self, error: ToolError) -> ToolError:
         message = shortened(storable(self._toolbox.redacted(error.message)), _MAX_ERROR_CHARACTERS)
-        return type(error)(message, kind=error.kind, may_have_acted=error.may_have_acted)
+        kind = shortened(storable(self._toolbox.redacted(error.kind)), _MAX_KIND_CHARACTERS)
+        told = ToolFailed if isinstance(error, ToolFailed) else ToolRetry
+        return told(message, kind=kind, may_have_acted=error.may_have_acted)
+
+
+def _with_visible_words(name: str, part: Any) -> Any:
+    """A part of a JSON Schema whose titles and descriptions show all that they say."""
+    match part:
+        case str() if name in ("title", "description", "$comment"):
+            return visible(part)
+        case dict():
+            return {inner: _with_visible_words(inner, value) for inner, value in part.items()}
+        case list():
+            return [_with_visible_words("", value) for value in part]
+        case _:
+            return part

@@ -9,17 +9,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ids import RunId, TenantId
 from app.storage import tables
-from app.storage.invariants import Finding, RunRows, findings
+from app.storage.invariants import Finding, findings
+from app.storage.run_rows import RunRows
 
 # What the checks look at: texts, which may be large, stay where they are.
 _READ = {
     tables.plans: "generation parent_generation failed_task_keys added carried superseded critical_path",
-    tables.tasks: "key generation status skip_reason finished_at",
+    tables.tasks: "key generation status skip_reason finished_at tools",
     tables.dependencies: "task_key depends_on",
     tables.attempts: "task_key number status",
     tables.calls: "number generation status input_tokens output_tokens cost_nano_usd finished_at "
     "reserved_input_tokens reserved_output_tokens reserved_cost_nano_usd",
-    tables.reviews: "id kind task_key answered_at closed_at",
+    tables.tool_calls: "number task_key attempt step position tool idempotency_key side_effects status error "
+    "started_at finished_at",
+    tables.reviews: "id kind task_key tool_call answer answered_at closed_at",
     tables.events: "seq type task_key data",
 }
 # Repeatable reads: a run that a worker goes on writing is seen as one commit left it.

@@ -5,16 +5,16 @@ is stored, and that the model was asked no more often than the calls tell.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
 from app.domain.ids import RunId
-from app.domain.status import ACTIVE, FINISHED, Mode, RunStatus, TaskStatus
-
-Row = Mapping[str, Any]
+from app.domain.status import ACTIVE, FINISHED, Mode, ReviewKind, RunStatus, TaskStatus
+from app.storage import tool_invariants
+from app.storage.run_rows import Row, RunRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,20 +24,6 @@ class Finding:
     run_id: RunId
     check: str
     message: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunRows:
-    """What one run has stored at one moment, each table by its primary key."""
-
-    run: Row
-    plans: Sequence[Row] = ()
-    tasks: Sequence[Row] = ()
-    dependencies: Sequence[Row] = ()
-    attempts: Sequence[Row] = ()
-    calls: Sequence[Row] = ()
-    reviews: Sequence[Row] = ()
-    events: Sequence[Row] = ()
 
 
 def findings(run_id: RunId, rows: RunRows) -> list[Finding]:
@@ -125,17 +111,24 @@ def states_follow_from_events(rows: RunRows) -> Iterator[str]:
             of_tasks |= dict.fromkeys(again, "pending")
         elif key is not None and key not in of_tasks:
             yield f"event {event['seq']}: {type_} of task {key}, which the run does not have"
-        elif key is not None:
+        elif key is not None and not _is_about_a_call(event):
             if of_tasks[key] not in MAY_FOLLOW.get(type_, of_tasks.values()):
                 yield f"event {event['seq']}: {type_} of task {key}, which was {of_tasks[key]}"
             of_tasks[key] = moved_by(type_, of_tasks[key])
     if status != rows.run["status"]:
         yield f"the run is {rows.run['status']}, by its events {status}"
+    held = {call["task_key"] for call in rows.tool_calls if call["status"] == "awaiting_review"}
     for task in rows.tasks:
-        if task["status"] != of_tasks[task["key"]]:
+        # Of a task whose tool call waits for a person no event says whether others are under way.
+        waits = task["key"] in held and task["status"] == TaskStatus.AWAITING_REVIEW
+        if (TaskStatus.RUNNING if waits else task["status"]) != of_tasks[task["key"]]:
             yield f"task {task['key']} is {task['status']}, by its events {of_tasks[task['key']]}"
     if (rows.run["active_since"] is not None) != (rows.run["status"] in ACTIVE):
         yield f"the run is {rows.run['status']}, and active since {rows.run['active_since']}"
+
+
+def _is_about_a_call(event: Row) -> bool:
+    return bool(event["type"] == "review.opened" and event["data"].get("kind") == ReviewKind.TOOL_CALL)
 
 
 def a_succeeded_task_has_one_result(rows: RunRows) -> Iterator[str]:
@@ -367,4 +360,5 @@ CHECKS: tuple[Callable[[RunRows], Iterator[str]], ...] = (
     every_generation_accounts_for_all_tasks,
     what_is_skipped_says_why,
     use_stays_within_the_budget,
+    *tool_invariants.CHECKS,
 )

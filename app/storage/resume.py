@@ -77,16 +77,18 @@ async def load(connection: AsyncConnection, lease: Lease) -> StoredRun | None:
     if run is None:
         return None
     of_run = (lease.tenant_id, lease.run_id)
+    of_plans = [] if run.generation is None else await list_tasks(connection, *of_run, limit=_ALL)
+    may_act = run.llm_calls > 0 and any(task.tools for task in of_plans)
     return StoredRun(
         run=run,
-        tasks=[] if run.generation is None else await list_tasks(connection, *of_run, limit=_ALL),
+        tasks=of_plans,
         plans=await list_plans(connection, *of_run, limit=_ALL) if run.generation else [],
         attempts=await _attempts(connection, lease) if run.llm_calls else {},
         calls=await _calls(connection, lease, after=run.retried_after) if run.llm_calls else [],
-        tool_calls=await _tool_calls(connection, lease) if run.options["tools"] and run.llm_calls else {},
+        tool_calls=await _tool_calls(connection, lease) if may_act else {},
         reviews=await bearing_reviews(connection, *of_run) if run.open_reviews or run.answers else [],
         last_call=run.llm_calls,
-        last_tool_call=await _last_tool_call(connection, lease) if run.options["tools"] and run.llm_calls else 0,
+        last_tool_call=await _last_tool_call(connection, lease) if may_act else 0,
     )
 
 

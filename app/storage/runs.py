@@ -17,14 +17,16 @@ from app.domain.status import (
     RunStatus,
     StopRequest,
     TaskStatus,
+    ToolCallStatus,
 )
+from app.domain.transcript import NEVER_SENT, UNFINISHED_TOOL_CALLS
 from app.domain.usage import Usage
 from app.storage.changes import Changes, NewEvent
 from app.storage.database import new_id, now_ms
 from app.storage.queries import Query
 from app.storage.records import RunRecord
 from app.storage.statements import Statement
-from app.storage.tables import attempts, calls, goals, reviews, runs, tasks
+from app.storage.tables import attempts, calls, goals, reviews, runs, tasks, tool_calls
 from app.storage.writing import Rows, count_by_status
 
 UNFINISHED_TASKS = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.RETRYING, TaskStatus.AWAITING_REVIEW)
@@ -202,6 +204,14 @@ async def end_unfinished(connection: AsyncConnection, changes: Changes, status: 
     for row in await connection.execute(opened, of_run):
         reserved = Usage(input_tokens=row.reserved_input_tokens, output_tokens=row.reserved_output_tokens)
         changes.call_ended(row.number, CallStatus.LOST, usage=reserved, cost_nano_usd=row.reserved_cost_nano_usd)
+    asked = sa.select(tool_calls).where(_owned(tool_calls), tool_calls.c.status.in_(UNFINISHED_TOOL_CALLS))
+    for row in await connection.execute(asked, of_run):
+        if row.status != ToolCallStatus.OPEN:
+            changes.tool_ended(row.number, ToolCallStatus.REFUSED, error=NEVER_SENT.as_json())
+            continue
+        changes.tool_ended(row.number, ToolCallStatus.LOST)
+        lost = {"tool_call": row.number, "tool": row.tool, "status": ToolCallStatus.LOST}
+        changes.event("tool.returned", task_key=TaskKey(row.task_key), **lost)
     waiting = sa.select(reviews.c.id).where(_owned(reviews), reviews.c.closed_at.is_(None))
     for (review_id,) in await connection.execute(waiting, of_run):
         changes.review_closed(review_id)

@@ -25,7 +25,6 @@ IDEMPOTENCY_META = "planwave/idempotency-key"
 
 _MAX_NAME_CHARACTERS = 64
 _MAX_DESCRIPTION_CHARACTERS = 4_000
-_MAX_ERROR_CHARACTERS = 2_000
 _BACKOFF = Backoff(base_seconds=0.5, cap_seconds=30.0)
 
 
@@ -115,7 +114,8 @@ class McpServer:
             )
         result = await self._connection.call(tool, arguments, {IDEMPOTENCY_META: context.idempotency_key})
         if result.is_error:
-            raise ToolRetry(self._as_text(result, limit=_MAX_ERROR_CHARACTERS), kind="tool_error")
+            # Whole, for its caller takes secrets out of it, and would miss one that is cut in two.
+            raise ToolRetry(self._as_text(result, limit=self._max_characters), kind="tool_error")
         return self._as_text(result, limit=self._max_characters)
 
     def _take(self, listed: Sequence["ListedTool"]) -> None:

@@ -35,7 +35,8 @@ log = structlog.get_logger(__name__)
 logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 _MAX_PAGES = 100
-_MAX_MESSAGE_CHARACTERS = 2_000
+_MAX_MESSAGE_CHARACTERS = 200_000
+"""More than is shown: secrets are taken out first, and one that is cut in two would be missed."""
 _LISTEN_AGAIN_SECONDS = 5.0
 _END_SECONDS = 10.0
 """For good manners: a server that hangs is not told that we leave."""
@@ -87,20 +88,21 @@ class Connection:
         self._link: _Link | None = None
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
-        self._scope = anyio.CancelScope()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper: tuple[anyio.CancelScope, asyncio.Task[None]] | None = None
 
     async def open(self, *, within_seconds: float) -> None:
         """Begin. Returns once the first try has succeeded or failed, or when the time is over."""
-        self._keeper = asyncio.create_task(self._keep(), name=f"mcp-{self._server}")
+        scope = anyio.CancelScope()  # not before: it wants a running loop
+        self._keeper = scope, asyncio.create_task(self._keep(scope), name=f"mcp-{self._server}")
         with anyio.move_on_after(within_seconds):
             await self._tried.wait()
 
     async def close(self) -> None:
         """End the connection, and the child process if there is one. Calls in flight fail."""
-        self._scope.cancel()  # not the task: its clearing up is shielded from a scope's cancelling, not from a task's
         if self._keeper is not None:
-            await asyncio.wait([self._keeper])
+            scope, task = self._keeper
+            scope.cancel()  # not the task: its clearing up is shielded from a scope's cancelling, not from a task's
+            await asyncio.wait([task])
 
     async def refresh(self) -> None:
         """Wait for the server, and for a list of its tools that is recent.
@@ -148,10 +150,10 @@ class Connection:
             may_have_acted=False,
         )
 
-    async def _keep(self) -> None:
+    async def _keep(self, scope: anyio.CancelScope) -> None:
         """Connect, again and again, until the scope is cancelled."""
         tries = 0
-        with self._scope:
+        with scope:
             while True:
                 begun = anyio.current_time()
                 try:

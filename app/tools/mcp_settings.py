@@ -79,11 +79,14 @@ class McpServerSettings(BaseModel):
 
     @property
     def secrets(self) -> Sequence[str]:
-        """What must never be shown: values of env and headers, tokens within them, values in the URL's query."""
+        """What must never be shown: values of env and headers, tokens within them, values in the URL's query.
+
+        Shorter ones are no secrets but words, such as `true`, which would be missed everywhere.
+        """
         given = [value.get_secret_value() for value in (*self.env.values(), *self.headers.values())]
         tokens = [value.partition(" ")[2] for value in given[len(self.env) :]]  # `Bearer …`
         asked = [value for _, value in parse_qsl(urlsplit(self.url or "").query)]
-        return tuple(dict.fromkeys(value for value in (*given, *tokens, *asked) if value))
+        return tuple(dict.fromkeys(value for value in (*given, *tokens, *asked) if len(value) >= _SHORTEST_SECRET))
 
     def side_effects_of(self, tool: str) -> SideEffects | None:
         """What the operator has said of a tool, by the server's own name for it."""
@@ -91,6 +94,8 @@ class McpServerSettings(BaseModel):
             return self.side_effects
         return self.side_effects.get(tool)
 
+
+_SHORTEST_SECRET = 8
 
 _SERVERS = TypeAdapter(dict[_ServerName, McpServerSettings])
 

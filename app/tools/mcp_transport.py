@@ -1,6 +1,7 @@
 """The wires to MCP servers: a child process with clean signals and a log, or HTTP with a bound; and when one ends."""
 
 import asyncio
+import codecs
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from mcp.shared.message import SessionMessage
 from app.domain.errors import ConfigurationError
 from app.domain.text import shortened
 from app.tools.mcp_settings import McpServerSettings
+from app.tools.redaction import Redaction
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +31,7 @@ Transport = AbstractAsyncContextManager[Streams]
 
 _CONNECT_SECONDS = 10.0
 _MAX_LINE_CHARACTERS = 1_000
+_MAX_CHUNK_BYTES = 2**16
 
 # A child inherits which signals our threads have blocked (`app.cli.signals`), and would be deaf to SIGTERM. To unblock
 # them here while it is spawned would let a signal end us; so the child does it itself, and then becomes the server.
@@ -135,8 +138,17 @@ async def _logged(server: str, secrets: Sequence[str]) -> AsyncIterator[TextIO]:
 
 
 async def _log_lines(server: str, secrets: Sequence[str], lines: asyncio.StreamReader) -> None:
-    while chunk := await lines.read(2**16):  # never a whole line: nothing says that one ends
-        for line in chunk.decode(errors="replace").splitlines():
-            for secret in sorted(secrets, key=len, reverse=True):
-                line = line.replace(secret, "[secret]")  # noqa: PLW2901 - the same line, cleaned
-            log.debug("MCP server wrote", server=server, line=shortened(line, _MAX_LINE_CHARACTERS))
+    redacted, decoder = Redaction(secrets), codecs.getincrementaldecoder("utf-8")("replace")
+    begun = ""
+    while chunk := await lines.read(_MAX_CHUNK_BYTES):
+        # A line is looked at whole, for a secret may come in two parts; but nothing says that one ends.
+        *whole, begun = (begun + decoder.decode(chunk)).split("\n")
+        if len(begun) > _MAX_CHUNK_BYTES:
+            whole, begun = [*whole, begun], ""
+        _log_each(server, [redacted(line) for line in whole])
+    _log_each(server, [redacted(begun)])
+
+
+def _log_each(server: str, lines: Sequence[str]) -> None:
+    for line in filter(None, lines):
+        log.debug("MCP server wrote", server=server, line=shortened(line, _MAX_LINE_CHARACTERS))

@@ -1,6 +1,7 @@
 """Secrets taken out of texts, in the forms that they take on their way."""
 
 import base64
+import html
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -10,13 +11,16 @@ MARK = "[redacted]"
 _MIN_CHARACTERS = 4
 """What is shorter stands in too many texts by chance."""
 _MIN_CERTAIN = 8
+_QUOTES = "'\""
+"""With both in a text, Python escapes one; where only the other is around, it does not."""
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 
 
 class Redaction:
     """Replaces secrets of at least 4 characters by `[redacted]`.
 
-    As they are, as JSON or a URL escapes them, and in base64, also where that is of a text around them (`user:secret`).
+    As they are, as JSON, Python, HTML or a URL escape them, and in base64, also where that is of a text around them
+    (`user:secret`).
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -34,9 +38,17 @@ def _forms(secret: str) -> Iterator[str]:
         if len(kept) < _MIN_CHARACTERS:
             continue
         yield kept
-        yield json.dumps(kept)[1:-1]
-        yield json.dumps(kept, ensure_ascii=False)[1:-1]
         octets = kept.encode(errors="surrogatepass")
+        for in_ascii in (True, False):
+            as_json = json.dumps(kept, ensure_ascii=in_ascii)[1:-1]
+            yield as_json
+            yield json.dumps(as_json, ensure_ascii=in_ascii)[1:-1]  # JSON in a text of JSON
+        for as_python in (repr(kept + _QUOTES), ascii(kept + _QUOTES), repr(octets + _QUOTES.encode())[1:]):
+            escaped = as_python[1 : -len(_QUOTES) - 2]
+            yield escaped
+            yield escaped.replace("\\'", "'")
+        yield html.escape(kept)
+        yield html.escape(kept, quote=False)
         for quoted in (quote(octets), quote(octets, safe=""), quote_plus(octets)):
             yield quoted
             yield _ESCAPE.sub(lambda escape: escape[0].lower(), quoted)

@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from app.api.routes import create_api
 from app.api.services import Services
 from app.api.watch import RunWatch
+from app.domain.status import SideEffects
 from app.settings import ModelPrice, Settings
 from app.storage.database import Database
 from tests.api.asking import asking
+from tests.engine.recording_tools import RecordingTool, toolbox
 from tests.service_process import free_port
 
 
@@ -30,9 +32,10 @@ def priced(settings: Settings) -> None:
 
 @pytest.fixture
 async def services(database_url: str, settings: Settings) -> AsyncIterator[Services]:
-    """On a new database of each kind in turn."""
+    """On a new database of each kind in turn, with the tools `calculator`, `mail` and `read_result`."""
     database = Database(database_url)
-    yield Services(database=database, settings=settings, watch=RunWatch(database))
+    tools = toolbox([RecordingTool("mail", side_effects=SideEffects.ONCE)])
+    yield Services(database=database, settings=settings, watch=RunWatch(database), toolbox=tools)
     await database.close()
 
 

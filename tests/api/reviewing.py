@@ -7,7 +7,8 @@ from uuid import UUID
 import httpx
 
 from app.domain.ids import TaskKey
-from app.domain.status import Decision, ReviewKind, RunStatus, TaskStatus
+from app.domain.status import Decision, ReviewKind, RunStatus, SideEffects, TaskStatus, ToolCallStatus
+from app.domain.transcript import AskedCall
 from app.storage.changes import Changes
 from app.storage.database import Database, new_id
 from tests.api.asking import Json, chain, commit, new_run, parked
@@ -38,6 +39,57 @@ def asked_of_task(review_id: UUID, key: str) -> Callable[[Changes], None]:
         )
 
     return say
+
+
+OF_A_CALL = [Decision.APPROVE, Decision.REJECT]
+OF_A_LOST_CALL = [Decision.RETRY, Decision.SUPPLY, Decision.FAIL]
+
+
+def asked_of_call(review_id: UUID, key: str, *, lost: bool = False) -> Callable[[Changes], None]:
+    """A task has asked for its first tool call, and a person is to say first whether it is made."""
+
+    def say(changes: Changes) -> None:
+        changes.tool_asked(
+            asked_call(1, arguments='{"text": "Hi"}', status=ToolCallStatus.AWAITING_REVIEW), task_key=TaskKey(key)
+        )
+        changes.task(TaskKey(key), TaskStatus.AWAITING_REVIEW)
+        changes.review_opened(
+            review_id,
+            ReviewKind.TOOL_CALL,
+            question={"text": "May it be called?", "tool_call": {"number": 1, "tool": "mail", "outcome_unknown": lost}},
+            allowed_answers=OF_A_LOST_CALL if lost else OF_A_CALL,
+            task_key=TaskKey(key),
+            tool_call=1,
+        )
+
+    return say
+
+
+def asked_call(number: int, *, step: int = 1, attempt: int = 1, arguments: str = "{}", **more: Any) -> AskedCall:
+    """A call of `mail` as a model asks for it."""
+    return AskedCall(
+        number=number,
+        step=step,
+        attempt=attempt,
+        position=number,
+        call_id=f"call{number}",
+        tool="mail",
+        arguments=arguments,
+        key=f"key{number}",
+        side_effects=SideEffects.ONCE,
+        **{"status": ToolCallStatus.ASKED, **more},
+    )
+
+
+async def run_with_call(
+    client: httpx.AsyncClient, database: Database, *, lost: bool = False, **body: Any
+) -> tuple[Json, str]:
+    """A run that waits for what a person says of a call of its task `a`; and the path of that review."""
+    task = {"id": "a", "description": "Do it", "tools": ["mail"]}
+    run, review_id = await new_run(client, **{"plan": {"tasks": [task]}, **body}), new_id()
+    await commit(database, run["id"], asked_of_call(review_id, "0.a", lost=lost))
+    await commit(database, run["id"], parked(RunStatus.AWAITING_REVIEW))
+    return run, f"{run['links']['reviews']}/{review_id}"
 
 
 async def waiting_run(

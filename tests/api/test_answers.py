@@ -92,11 +92,11 @@ async def test_an_answer_needs_a_body(lonely: httpx.AsyncClient) -> None:
 
 
 async def test_a_persons_plan_is_kept_as_a_worker_reads_it(client: httpx.AsyncClient, services: Services) -> None:
-    _, path = await waiting_run(client, services.database)
+    _, path = await waiting_run(client, services.database, options={"tools": ["mail", "calculator"]})
     schema = {"type": "object"}
     tasks = [
         {"id": 1, "description": "Begin", "critical": False},
-        {"id": "2", "description": "End", "depends_on": [1, "1"], "tools": [], "output_schema": schema},
+        {"id": "2", "description": "End", "depends_on": [1, "1"], "tools": ["mail", "mail"], "output_schema": schema},
     ]
 
     response = await client.post(path, json={"decision": "edit", "plan": {"tasks": tasks}})
@@ -106,8 +106,22 @@ async def test_a_persons_plan_is_kept_as_a_worker_reads_it(client: httpx.AsyncCl
         "decision": "edit",
         "plan": {
             "tasks": [
-                {"id": "1", "description": "Begin", "depends_on": [], "critical": False, "output_schema": None},
-                {"id": "2", "description": "End", "depends_on": ["1"], "critical": True, "output_schema": schema},
+                {
+                    "id": "1",
+                    "description": "Begin",
+                    "depends_on": [],
+                    "critical": False,
+                    "tools": [],
+                    "output_schema": None,
+                },
+                {
+                    "id": "2",
+                    "description": "End",
+                    "depends_on": ["1"],
+                    "critical": True,
+                    "tools": ["mail"],
+                    "output_schema": schema,
+                },
             ]
         },
     }
@@ -120,12 +134,13 @@ async def test_a_persons_plan_is_kept_as_a_worker_reads_it(client: httpx.AsyncCl
         ([{"id": "x", "description": "Do", "depends_on": ["y"]}], "/plan/tasks/0/depends_on/0", "unknown_dependency"),
         ([{"id": "x", "description": "Do", "depends_on": ["0.a"]}], "/plan/tasks/0/depends_on/0", "unknown_dependency"),
         ([{"id": "x", "description": " "}], "/plan/tasks/0/description", "empty_description"),
+        ([{"id": "x", "description": "Do", "tools": ["calculator", "mail"]}], "/plan/tasks/0/tools/1", "unknown_tool"),
     ],
 )
 async def test_a_persons_plan_is_checked_as_hard_as_any(
     client: httpx.AsyncClient, services: Services, tasks: Any, place: str, code: str
 ) -> None:
-    _, path = await waiting_run(client, services.database)
+    _, path = await waiting_run(client, services.database, options={"tools": ["calculator"]})
 
     response = await client.post(path, json={"decision": "edit", "plan": {"tasks": tasks}})
 

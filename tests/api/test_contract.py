@@ -18,6 +18,9 @@ from app.api.services import Services
 from app.api.watch import RunWatch
 from app.settings import Settings
 from app.storage.database import Database
+from app.tools.calculator import calculator
+from app.tools.read_result import read_result
+from app.tools.toolbox import Toolbox
 from tests.databases import Databases
 from tests.service_process import free_port
 
@@ -46,7 +49,9 @@ def served(databases: Databases) -> Iterator[str]:
 
 
 def _wired(database: Database) -> Services:
-    return Services(database=database, settings=Settings(), watch=RunWatch(database))
+    return Services(
+        database=database, settings=Settings(), watch=RunWatch(database), toolbox=Toolbox([calculator, read_result])
+    )
 
 
 # NUL in any text is refused: a rule that the schemas do not repeat at every string.
@@ -61,6 +66,7 @@ BEYOND_JSON_SCHEMA = {
     "plan_invalid",
     "invalid_schema",
     "no_price",
+    "unknown_tool",
     "budget_too_small",
     "idempotency_key_reused",
     "run_deleted",

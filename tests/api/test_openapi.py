@@ -1,6 +1,7 @@
 """The OpenAPI document: valid, complete, true to the app; and the page that shows it without the internet."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,8 +9,10 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
+import app
 from app.api import examples
 from app.api.problems import PROBLEMS
+from app.api.schemas.event_types import EVENT_TYPES
 from app.api.schemas.requests import Options
 from tests.api.asking import code_of
 
@@ -33,6 +36,7 @@ OPERATIONS = {
     "getReview": ("get", "/runs/{run_id}/reviews/{review_id}"),
     "answerReview": ("post", "/runs/{run_id}/reviews/{review_id}"),
     "listEvents": ("get", "/runs/{run_id}/events"),
+    "listTools": ("get", "/tools"),
     "getHealth": ("get", "/healthz"),
     "getReadiness": ("get", "/readyz"),
 }
@@ -84,12 +88,18 @@ async def test_every_success_shows_an_example_that_fits_its_model(document: Any)
         (examples.RETRIED_RUN, "Run"),
         (examples.REVIEW, "Review"),
         (examples.ANSWERED_REVIEW, "Review"),
+        (examples.TOOL_REVIEW, "Review"),
+        (examples.TOOL, "Tool"),
+        (examples.TOOL_CALL, "ToolCall"),
         (examples.TASK, "Task"),
         (examples.TASK_WITH_ATTEMPTS, "Task"),
         (examples.PLAN, "Plan"),
         (examples.EVENT, "Event"),
+        (examples.TOOL_CALLED, "Event"),
+        (examples.TOOL_RETURNED, "Event"),
         (examples.page_of(examples.GOAL), "GoalPage"),
         (examples.NEW_GOAL, "NewGoal"),
+        (examples.NEW_GOAL_WITH_TOOLS, "NewGoal"),
         (examples.NEW_GOAL_WITH_PLAN, "NewGoal"),
         (examples.NEW_RUN, "NewRun"),
     ],
@@ -137,8 +147,17 @@ async def test_bodies_that_are_read_by_hand_are_documented(document: Any) -> Non
 
 async def test_it_says_what_the_bodies_refuse_as_not_built_yet(document: Any) -> None:
     schemas = document["components"]["schemas"]
-    assert schemas["Options"]["properties"]["approval"]["enum"] == ["none", "plan"]
     assert schemas["NewGoal"]["properties"]["webhook_url"]["enum"] == [None]
+
+
+async def test_it_names_every_type_of_event_that_is_written(document: Any) -> None:
+    described = document["components"]["schemas"]["Event"]["properties"]["type"]["description"]
+    source = "".join(path.read_text() for path in Path(app.__file__).parent.rglob("*.py"))
+    written = set(re.findall(r"""["']((?:run|plan|task|tool|review|budget)\.[a-z_]+)["']""", source))
+
+    assert {"run.queued", "task.started", "tool.called", "tool.returned", "review.opened"} <= written
+    assert written <= set(EVENT_TYPES)
+    assert all(f"- `{name}`" in described for name in EVENT_TYPES)
 
 
 async def test_defaults_in_the_document_are_those_of_the_contract(document: Any) -> None:

@@ -6,57 +6,37 @@ import httpx
 import pytest
 
 from app.api.unbuilt import UNBUILT
-from tests.api.asking import NOWHERE, code_of, new_run, places_of
+from tests.api.asking import code_of, new_run, places_of
 
 OTHER_VALUES: dict[tuple[str, str], list[Any]] = {
-    ("Options", "max_steps"): [1, 19, 100],
-    ("Options", "tools"): [["http_get"]],
-    ("Options", "approval"): ["tools", "plan_and_tools"],
     ("NewGoal", "webhook_url"): ["https://example.com/hook"],
 }
-WHERE = {"Options": "/options/", "NewGoal": "/"}
-
-
-def _body(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    return {"Options": {"options": fields}, "NewGoal": fields}[kind]
 
 
 def test_every_row_of_the_table_is_tried() -> None:
     assert {(row.body.__name__, row.field) for row in UNBUILT} == OTHER_VALUES.keys()
 
 
-CASES = [(kind, field, value) for (kind, field), values in OTHER_VALUES.items() for value in values]
+CASES = [(field, value) for (_, field), values in OTHER_VALUES.items() for value in values]
 
 
-@pytest.mark.parametrize(("kind", "field", "value"), CASES)
-async def test_another_value_is_refused(lonely: httpx.AsyncClient, kind: str, field: str, value: Any) -> None:
-    response = await lonely.post("/goals", json={"goal": "x", **_body(kind, {field: value})})
+@pytest.mark.parametrize(("field", "value"), CASES)
+async def test_another_value_is_refused(lonely: httpx.AsyncClient, field: str, value: Any) -> None:
+    response = await lonely.post("/goals", json={"goal": "x", field: value})
 
     assert code_of(response, 422) == "not_supported"
-    assert places_of(response) == [(WHERE[kind] + field, "not_supported")]
+    assert places_of(response) == [(f"/{field}", "not_supported")]
     assert "not built yet" in response.json()["detail"]
 
 
-@pytest.mark.parametrize("path", [f"/goals/{NOWHERE}/runs", f"/runs/{NOWHERE}/retry"])
-async def test_a_rerun_and_a_retry_refuse_it_too(lonely: httpx.AsyncClient, path: str) -> None:
-    response = await lonely.post(path, json={"options": {"approval": "tools"}})
-
-    assert code_of(response, 422) == "not_supported"
-    assert places_of(response) == [("/options/approval", "not_supported")]
-
-
-@pytest.mark.parametrize(("kind", "row"), [(row.body.__name__, row) for row in UNBUILT])
-async def test_every_accepted_value_is_taken(client: httpx.AsyncClient, kind: str, row: Any) -> None:
+@pytest.mark.parametrize("row", UNBUILT, ids=lambda row: row.field)
+async def test_every_accepted_value_is_taken(client: httpx.AsyncClient, row: Any) -> None:
     for value in row.accepted:
-        await new_run(client, **_body(kind, {row.field: value}))
+        await new_run(client, **{row.field: value})
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/tools", "/metrics"],
-)
-async def test_a_route_of_a_later_issue_is_not_there(lonely: httpx.AsyncClient, path: str) -> None:
-    assert code_of(await lonely.get(path), 404) == "not_found"
+async def test_a_route_of_a_later_issue_is_not_there(lonely: httpx.AsyncClient) -> None:
+    assert code_of(await lonely.get("/metrics"), 404) == "not_found"
 
 
 async def test_the_live_stream_is_refused(client: httpx.AsyncClient) -> None:

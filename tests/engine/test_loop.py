@@ -11,6 +11,7 @@ from app.storage import tables
 from app.storage.database import Database
 from tests.engine.conftest import Engine
 from tests.engine.recording_tools import RecordingTool, toolbox
+from tests.engine.test_retry import retried
 from tests.scripted_model import Plan, ScriptedModel, script, text
 from tests.scripted_tools import calls, calls_in_words, steps, without_tools
 from tests.stored import make_run, rows_of, the_run
@@ -202,3 +203,20 @@ async def test_a_budget_of_tool_calls_holds(engine: Engine, database: Database, 
     assert run.error is not None
     assert (run.status, run.error["code"], note.texts) == ("failed", "budget_exceeded", ["n0", "n1"])
     assert (await the_run(database, run.id)).tool_calls == 2
+
+
+async def test_a_run_whose_tools_are_taken_away_by_a_retry_goes_on_without_them(
+    engine: Engine, database: Database, note: RecordingTool
+) -> None:
+    def broken(*_: Any) -> str:
+        raise ToolFailed("Out of order.", kind="tool_failed")
+
+    note.does = broken
+    engine.model.begin(script({("executor", "a"): calls(("note", {"text": "x"}))}))
+    run = await engine.ended(await make_run(database, plan=ONE, tools=NOTE, max_attempts=1))
+    assert run.status == "failed"
+    engine.model.begin(script({("executor", "a"): text("without")}))
+    await retried(database, run.id, tools=[])
+    run = await engine.ended(run.id)
+    assert (run.status, run.result, len(note.made)) == ("succeeded", "without", 1)
+    assert engine.model.calls[0].tools == {}

@@ -32,6 +32,10 @@ from tests.tools.mcp_running import (
 )
 
 
+def test_a_server_is_made_before_anything_runs_as_a_service_does(tmp_path: Path) -> None:
+    assert server_of(over_stdio(tmp_path)).tools == []
+
+
 async def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
     async with running(over_stdio(tmp_path)) as server:
         first = int(await call(server, "whoami"))
@@ -217,7 +221,7 @@ async def test_what_a_process_writes_to_stderr_is_logged_without_secrets(
             await call(server, "complain", text="the key is s3cret\x1b[31m")
             await until(lambda: any("the key is" in each.get("line", "") for each in logged))
     (line,) = [each for each in logged if "the key is" in each.get("line", "")]
-    assert "the key is [secret]" in line["line"]
+    assert "the key is [redacted]" in line["line"]
     assert line["log_level"] == "debug"
     assert "the key is" not in capfd.readouterr().err
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
+from app.api.schemas.event_types import described
 from app.api.schemas.requests import Budget, Options
 from app.domain.status import (
     AttemptStatus,
@@ -14,8 +15,10 @@ from app.domain.status import (
     PlanReason,
     ReviewKind,
     RunStatus,
+    SideEffects,
     StopRequest,
     TaskStatus,
+    ToolCallStatus,
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -119,11 +122,34 @@ class Links(Answer):
 
 
 class AttemptError(Answer):
-    """What spoiled an attempt."""
+    """What spoiled an attempt, or why a tool gave no result."""
 
     kind: str
     message: str
     retryable: bool
+
+
+class ToolCall(Answer):
+    """A call of a tool that a task's model has asked for, and what became of it."""
+
+    number: int
+    """Counts the tool calls of the run."""
+    step: int
+    """Which of the attempt's steps asked for it: 1, 2, 3 ..."""
+    tool: str
+    arguments: Any
+    """As the model gave them; a text where that is not JSON."""
+    side_effects: SideEffects
+    status: ToolCallStatus
+    """`asked`, `awaiting_review` and `refused` calls have not been made; of `lost` and `cancelled` ones nobody knows
+    what they did."""
+    result: str | None
+    """What the tool gave, without secrets, and cut where it was too long to be kept."""
+    error: AttemptError | None
+    asked_at: Time
+    started_at: Time | None
+    """When it was made; null as long as it was not."""
+    finished_at: Time | None
 
 
 class Attempt(Answer):
@@ -137,7 +163,8 @@ class Attempt(Answer):
     started_at: Time
     finished_at: Time | None
     usage: Usage
-    tool_calls: list[dict[str, Any]]
+    tool_calls: list[ToolCall]
+    """In the order in which they were asked for; `usage` counts those that were made."""
 
 
 class Task(Answer):
@@ -210,7 +237,8 @@ class Plan(Answer):
     waves: list[list[str]]
     """Keys by the longest path of dependencies before them. For reading: no task waits for the rest of a wave."""
     usage: Usage
-    """Of the calls made while it was the newest; before there is a plan, of generation 0."""
+    """Of the model's calls while it was the newest, and of the tools' calls that these asked for; before there is a
+    plan, of generation 0."""
     created_at: Time
 
 
@@ -221,7 +249,12 @@ class Review(Answer):
     kind: ReviewKind
     task_key: str | None
     question: dict[str, Any]
-    """What is asked, with the plan, the error or the call that it is about."""
+    """What is asked in words (`text`), with the plan, the error or the call that it is about.
+
+    A `tool_call` has `number`, `tool`, `arguments` and `side_effects`. With `outcome_unknown` it was made before, and
+    nobody knows whether it acted: is it to be made again (`retry`), is its result known (`supply`), or has it failed
+    (`fail`)?
+    """
     allowed_answers: list[Decision]
     """The decisions it takes; none where the run ended unanswered."""
     answer: dict[str, Any] | None
@@ -233,7 +266,7 @@ class Event(Answer):
     """Something that happened to a run; `seq` counts 1, 2, 3 ... without gaps."""
 
     seq: int
-    type: str
+    type: Annotated[str, WithJsonSchema({"type": "string", "description": described()})]
     at: Time
     run_id: UUID
     task_key: str | None
@@ -262,6 +295,22 @@ class ReviewPage(Page[Review]):
 
 class EventPage(Page[Event]):
     """Events in order."""
+
+
+class Tool(Answer):
+    """Something that tasks can call."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+    """JSON Schema of its arguments."""
+    side_effects: SideEffects
+    """`none`: it changes nothing. `idempotent`: the same call may be made again, and is after a crash. `once`: a call
+    whose outcome is not known is not made again unless a person says so."""
+
+
+class ToolPage(Page[Tool]):
+    """Tools by name."""
 
 
 class Health(Answer):

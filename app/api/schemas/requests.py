@@ -94,6 +94,7 @@ class ClientTask(Strict):
     critical: bool = True
     """Whether the run needs it: one that fails and is not critical is skipped without asking."""
     tools: list[str] = []
+    """Names of tools (`GET /tools`) that the task may call; the run may then use them."""
     output_schema: OutputSchema | None = None
     """JSON Schema of the task's result; one that does not match is a spoiled attempt."""
 
@@ -118,15 +119,18 @@ class Options(Strict):
     max_attempts: Whole = Field(3, ge=1, le=10)
     """Tries at one task; faults of the endpoint use none."""
     max_steps: Whole = Field(20, ge=1, le=100)
+    """Times that the model is asked in one attempt at a task with tools; the last time it has to answer."""
     task_timeout_seconds: Whole = Field(300, ge=1, le=86_400)
     on_failure: Literal["auto", "retry", "skip", "replan", "fail", "review"] = "auto"
     """What becomes of a task whose attempts are used up; `auto` lets the model choose among the next three."""
     max_replans: Whole = Field(2, ge=0, le=10)
     on_exhausted: Literal["fail", "review"] = "fail"
     """What follows when these means are used up: the run fails, or asks a person."""
-    tools: list[str] = []
+    tools: Annotated[list[str], Field(max_length=10_000)] = []
+    """Names of tools (`GET /tools`) that the run may use. The planner chooses among them for each task."""
     approval: Literal["none", "plan", "tools", "plan_and_tools"] = "none"
-    """What a person is asked before it is done: `plan` asks whether each plan may be walked."""
+    """What a person is asked first: `plan`, whether each plan may be walked; `tools`, whether each call of a tool
+    that has side effects may be made, with its arguments."""
     synthesize: bool = True
     """Whether the results are brought together into one answer at the end."""
     output_schema: OutputSchema | None = None
@@ -140,6 +144,7 @@ class Budget(Strict):
     """Input and output together."""
     max_llm_calls: Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_whole)] | None = None
     max_tool_calls: Annotated[int, Field(ge=0, le=MAX_INTEGER), BeforeValidator(_whole)] | None = None
+    """Calls of tools that are made, whatever becomes of them."""
     max_seconds: Annotated[float, Field(gt=0, le=MAX_INTEGER)] | None = None
     """Time in `planning` and `running` only."""
     max_cost_usd: Annotated[float, Field(gt=0, le=MAX_INTEGER)] | None = None
@@ -193,11 +198,11 @@ class PlainAnswer(Strict):
 
 
 class InstructingAnswer(Strict):
-    """A plan is drawn anew; without instructions, `reject` fails the run."""
+    """A plan is drawn anew; without instructions, `reject` fails the run. Or a tool is not called."""
 
     decision: Literal["reject", "replan"]
     instructions: Words | None = None
-    """What the next plan is to heed."""
+    """What the next plan is to heed; of a tool's call, what the model is told."""
 
 
 class EditingAnswer(Strict):
@@ -205,19 +210,19 @@ class EditingAnswer(Strict):
 
     decision: Literal["edit"]
     plan: ClientPlan
-    """Its tasks may also depend on tasks of the run that go on, by key."""
+    """Its tasks may also depend on tasks of the run that go on, by key, and name tools of the run's `options.tools`."""
 
 
 class RetryingAnswer(Strict):
-    """The task is tried again."""
+    """The task is tried again; or a tool is called again, just as it was."""
 
     decision: Literal["retry"]
     description: Words | None = None
-    """The task in other words."""
+    """The task in other words; not for a tool's call."""
 
 
 class SupplyingAnswer(Strict):
-    """The task has succeeded: here is its result."""
+    """The task has succeeded, or the tool was called: here is the result."""
 
     decision: Literal["supply"]
     result: Annotated[Any, AfterValidator(_not_null), WithJsonSchema({"not": {"type": "null"}})]

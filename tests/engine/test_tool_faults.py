@@ -1,0 +1,48 @@
+"""Tools that break in ways of their own: what is stored, told and logged of it."""
+
+from typing import Any
+
+import structlog
+
+from app.domain.errors import ToolRetry
+from app.storage import tables
+from app.storage.database import Database
+from tests.engine.conftest import Engine
+from tests.engine.recording_tools import RecordingTool, toolbox
+from tests.scripted_model import script, text
+from tests.scripted_tools import calls, steps
+from tests.stored import make_run, rows_of
+
+SECRET = "KANARIE-4711"
+
+
+async def test_a_secret_in_what_breaks_a_tool_is_not_logged_and_not_told(
+    engine: Engine, database: Database, logged: list[structlog.typing.EventDict]
+) -> None:
+    def breaks(*_: Any) -> str:
+        raise RuntimeError(f"connecting with {SECRET}")
+
+    engine.model.begin(script({"executor": steps(calls(("note", {"text": "x"})), text("well"))}))
+    engine.worker(toolbox=toolbox([RecordingTool("note", does=breaks)], secrets={"KEY": SECRET}))
+    run = await engine.ended(await make_run(database, plan={"a": []}, tools=["note"], max_attempts=2))
+    assert run.result == "well"
+    (entry,) = [entry for entry in logged if entry["event"] == "tool broke"]
+    assert "connecting with [redacted]" in entry["exception"]
+    assert not any(SECRET in str(entry) for entry in logged)
+    assert not any(SECRET in call.text for call in engine.model.calls)
+
+
+async def test_a_secret_in_the_kind_of_an_error_is_not_stored(
+    engine: Engine, database: Database, logged: list[structlog.typing.EventDict]
+) -> None:
+    def refuses(*_: Any) -> str:
+        raise ToolRetry("no", kind=SECRET + "x" * 1_000)
+
+    engine.model.begin(script({"executor": steps(calls(("note", {"text": "x"})), text("well"))}))
+    engine.worker(toolbox=toolbox([RecordingTool("note", does=refuses)], secrets={"KEY": SECRET}))
+    run_id = await make_run(database, plan={"a": []}, tools=["note"])
+    await engine.ended(run_id)
+    (row,) = await rows_of(database, tables.tool_calls, run_id)
+    assert row["error"]["kind"].startswith("[redacted]")
+    assert len(row["error"]["kind"]) <= 64
+    assert not any(SECRET in str(entry) for entry in logged)
