@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from app.domain.ids import RunId
 from app.storage import doctor, invariants
 from app.storage.database import Database
-from app.storage.invariants import RUN_MOVES, Row, RunRows, moved_by
+from app.storage.invariants import RUN_MOVES, moved_by
+from app.storage.run_rows import Row, RunRows
 
 __all__ = ["RUN_MOVES", "Row", "check", "moved_by", "progress_is_a_count_of_the_tasks", "usage_is_the_sum_of_the_calls"]
 

@@ -14,14 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.status import CallStatus, RunStatus, Seat
+from app.domain.status import CallStatus, RunStatus, Seat, ToolCallStatus
 from app.domain.steps import CutCalls
 from app.engine import driver, recorder, worker
 from app.engine.calls import Answered, Call, Outcome
 from app.engine.outcomes import Outcomes
-from app.engine.tooling import ToolOutcome
-from app.storage import writing as stored
+from app.engine.tooling import ToolOutcome, ToolReturned, ToolSending
 from app.storage import database
+from app.storage import writing as stored
 from app.storage.changes import Changes
 
 # Whose functions are replaced.
@@ -74,7 +74,30 @@ def _schedules_a_retry(changes: Changes) -> bool:
 
 
 def _closes_a_review(changes: Changes) -> bool:
-    return bool(changes._closed_reviews) and not changes.over
+    return bool(changes._closed_reviews)
+
+
+def _asks_for(step: int) -> Wanted:
+    """Of a run with one task, whose steps are the run's calls."""
+    return lambda changes: any(call["number"] == step for call in changes._new_calls)
+
+
+def _opens_tools_of(step: int) -> Wanted:
+    def wanted(changes: Changes) -> bool:
+        new = changes._new_tool_calls.values()
+        return any(call["step"] == step and call["status"] is ToolCallStatus.OPEN for call in new)
+
+    return wanted
+
+
+def _ends_a_tool_of(step: int) -> Wanted:
+    numbers: set[int] = set()
+
+    def wanted(changes: Changes) -> bool:
+        numbers.update(number for number, call in changes._new_tool_calls.items() if call["step"] == step)
+        return any(call["b_number"] in numbers for call in changes._ended_tool_calls)
+
+    return wanted
 
 
 def _ends_as(status: RunStatus) -> Wanted:
@@ -148,28 +171,55 @@ def _after_commit(wanted: Wanted, point: str) -> None:
     _recorder.Recorder._answer = hit_first
 
 
-def _before_sending(point: str) -> None:
-    """A task's call is recorded, and not sent."""
+def _before_sending(wanted: Callable[[Call | ToolSending], bool], point: str) -> None:
+    """A call is recorded, and not sent."""
     send = driver.Driver._send
 
-    def hit_first(self: driver.Driver, calls: Sequence[Call], *more: Any) -> None:
-        if any(call.seat is Seat.EXECUTOR for call in calls):
+    def hit_first(self: driver.Driver, calls: Sequence[Call | ToolSending], *more: Any) -> None:
+        if any(wanted(call) for call in calls):
             hit(point)
         send(self, calls, *more)
 
     _driver.Driver._send = hit_first
 
 
-def _on_answer(seat: Seat, point: str, *, holds: str = "") -> None:
-    """An answer is here, and nothing has been made of it."""
+def _of_a_task(call: Call | ToolSending) -> bool:
+    return isinstance(call, Call) and call.seat is Seat.EXECUTOR
+
+
+def _of_model(step: int) -> Callable[[Call | ToolSending], bool]:
+    return lambda call: isinstance(call, Call) and call.number == step
+
+
+def _of_tool(step: int) -> Callable[[Call | ToolSending], bool]:
+    return lambda call: isinstance(call, ToolSending) and call.call.step == step
+
+
+def _on_outcome(wanted: Callable[[Outcome | ToolOutcome], bool], point: str) -> None:
+    """It is here, and nothing has been made of it."""
     take_in = Outcomes.take_in
 
     def hit_first(self: Outcomes, outcome: Outcome | ToolOutcome, changes: Changes) -> None:
-        if isinstance(outcome, Answered) and outcome.call.seat is seat and holds in outcome.answer.content:
+        if wanted(outcome):
             hit(point)
         take_in(self, outcome, changes)
 
     Outcomes.take_in = hit_first  # type: ignore[method-assign]
+
+
+def _on_answer(seat: Seat, point: str, *, holds: str = "") -> None:
+    def wanted(outcome: Outcome | ToolOutcome) -> bool:
+        return isinstance(outcome, Answered) and outcome.call.seat is seat and holds in outcome.answer.content
+
+    _on_outcome(wanted, point)
+
+
+def _answers(step: int) -> Callable[[Outcome | ToolOutcome], bool]:
+    return lambda outcome: isinstance(outcome, Answered) and outcome.call.number == step
+
+
+def _returns(step: int) -> Callable[[Outcome | ToolOutcome], bool]:
+    return lambda outcome: isinstance(outcome, ToolReturned) and outcome.sending.call.step == step
 
 
 def _on_cutting(point: str) -> None:
@@ -250,7 +300,7 @@ KILLS: Mapping[str, Callable[[str], None]] = {
     "within a release": partial(_within, [worker, driver], "release"),
     "before a call is recorded": partial(_before_commit_is_asked, _opens_a_task),
     "while a call is recorded": partial(_within_transaction, _opens_a_task),
-    "before a recorded call is sent": _before_sending,
+    "before a recorded call is sent": partial(_before_sending, _of_a_task),
     "after a plan has come": partial(_on_answer, Seat.PLANNER),
     "within a plan's rows": partial(_within_the_plans_rows, _plans(0)),
     "after a plan is stored": partial(_after_commit, _plans(0)),
@@ -273,6 +323,31 @@ KILLS: Mapping[str, Callable[[str], None]] = {
 }
 """Where a process kills itself."""
 
+STEPS = 6
+"""Of the loop of a run with a single task: all but the last ask for tools."""
+
+
+def _within_step(step: int) -> dict[str, Callable[[str], None]]:
+    asking: dict[str, Callable[[str], None]] = {
+        "before its call is recorded": partial(_before_commit_is_asked, _asks_for(step)),
+        "before its call is sent": partial(_before_sending, _of_model(step)),
+        "after its answer has come": partial(_on_outcome, _answers(step)),
+    }
+    acting: dict[str, Callable[[str], None]] = {
+        "while its answer is recorded": partial(_within_transaction, _opens_tools_of(step)),
+        "before its tools are called": partial(_before_sending, _of_tool(step)),
+        "after a tool has acted": partial(_on_outcome, _returns(step)),
+        "while a tool's result is recorded": partial(_within_transaction, _ends_a_tool_of(step)),
+        "after a tool's result is recorded": partial(_after_commit, _ends_a_tool_of(step)),
+    }
+    return asking if step == STEPS else asking | acting
+
+
+LOOP_KILLS: Mapping[str, Callable[[str], None]] = {
+    f"in step {step}, {where}": arms for step in range(1, STEPS + 1) for where, arms in _within_step(step).items()
+}
+"""Where a process kills itself in such a loop."""
+
 OTHERS: Mapping[str, Callable[[str], None]] = {
     "poison": partial(_on_answer, Seat.EXECUTOR, holds=POISON),
     "stops before a result is recorded": _stop_before_writing,
@@ -282,7 +357,7 @@ OTHERS: Mapping[str, Callable[[str], None]] = {
 
 def arm(point: str) -> None:
     """From now on this process does there as the point says."""
-    {**KILLS, **OTHERS}[point](point)
+    {**KILLS, **LOOP_KILLS, **OTHERS}[point](point)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from functools import partial
 from app.domain.ids import TaskKey
 from app.domain.status import Seat
 from app.domain.steps import Call as Purpose
-from app.domain.steps import Step
+from app.domain.steps import StartTasks, Step
 from app.engine.calls import Call, seat_of
 from app.engine.state import RunState
 from app.engine.workshop import Workshop
@@ -36,19 +36,23 @@ class Admission:
         now = self._shop.clock.now()
         if self.opens_at is not None and self.opens_at <= now:
             self.opens_at = None
-        wanted = state.walk.wanted(now) if starting and not self.is_held_up else 0
-        if wanted > self._granted:
-            self._granted += self._shop.places.take(wanted - self._granted)
-        places = min(wanted, self._granted)
-        if wanted > places and not self.waits_for_place:
+        steps: list[Step] = []
+        goes_on = True
+        while goes_on:
+            wanted = state.walk.wanted(now) if starting and not self.is_held_up else 0
+            if wanted > self._unused:
+                self._granted += self._shop.places.take(wanted - self._unused)
+            places = min(wanted, self._unused)
+            found = state.walk.next(now, places, partial(self._admit, state))
+            steps += found
+            # A task whose tools are called has left its place to whatever else is wanted.
+            goes_on = wanted > places and self._unused > 0 and any(isinstance(step, StartTasks) for step in found)
+        if wanted <= places or self.is_held_up:
+            self._stop_waiting()
+        self._give_back_unused()
+        if wanted > places and not self.is_held_up and not self.waits_for_place:
             self.waits_for_place = True
             self._shop.places.wait(self._place_granted)
-        steps = state.walk.next(now, places, partial(self._admit, state))
-        if self.is_held_up:
-            self._stop_waiting()
-        if wanted <= places or self.is_held_up:
-            self._shop.places.give_back(self._granted - len(self._calls))
-            self._granted = len(self._calls)
         return steps
 
     def take(self, purpose: Purpose) -> Call:
@@ -66,8 +70,8 @@ class Admission:
     def leave(self) -> None:
         """Give back all places that no call uses."""
         self._stop_waiting()
-        self._shop.places.give_back(self._granted)
-        self._granted = 0
+        self._calls.clear()
+        self._give_back_unused()
 
     def _admit(self, state: RunState, purpose: Purpose) -> bool:
         """Whether a call may be sent now; if so, it is made, and counted in the budget."""
@@ -92,6 +96,16 @@ class Admission:
         if self.refused_by is None:
             state.budget.tools_opened(calls)
         return self.refused_by is None
+
+    @property
+    def _unused(self) -> int:
+        """Places that are ours, and that no call is to take."""
+        return self._granted - len(self._calls)
+
+    def _give_back_unused(self) -> None:
+        unused = self._unused
+        self._granted -= unused  # before somebody who waits is told
+        self._shop.places.give_back(unused)
 
     def _place_granted(self) -> None:
         self.waits_for_place = False
