@@ -87,6 +87,8 @@ class Board:
 
     def go_on(self, key: TaskKey) -> None:
         """The task has begun, and may make its next calls: before any that has not begun."""
+        if self.status[key] is TaskStatus.RUNNING and key not in self.in_flight:
+            return  # it is ready already: two of its calls were answered for at once
         self.move(key, TaskStatus.RUNNING)
         self.in_flight.discard(key)
         heapq.heappush(self._ready, (self._position[key] - _BEGUN, key))

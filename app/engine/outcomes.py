@@ -406,7 +406,7 @@ class Outcomes:
         stored = failure.as_json()
         changes.attempt_ended(key, attempt, AttemptStatus.FAILED, error=stored)
         task = self._state.tasks[key]
-        task.attempt_open = False
+        task.attempt_open = task.recovered = False
         task.spent_ms = 0
         task.errors.append(stored)
         return stored

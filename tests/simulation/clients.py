@@ -17,7 +17,9 @@ from app.storage.reviews import answer_review, get_review
 from app.storage.runs import create_run, lock_run
 from app.storage.steering import request_cancel, request_pause, request_resume, retry_run
 from tests.engine.machine import random_plan
+from tests.simulation.model import with_tools
 from tests.simulation.process import Process
+from tests.simulation.tools import KINDS
 from tests.simulation.trace import Trace
 from tests.stored import OPTIONS, T
 
@@ -27,9 +29,10 @@ Row = Mapping[str, Any]
 class Clients:
     """All of them, in one process that stands for any number of APIs. What is acknowledged is remembered."""
 
-    def __init__(self, process: Process, dice: random.Random, trace: Trace) -> None:
+    def __init__(self, process: Process, dice: random.Random, trace: Trace, tool_dice: random.Random | None) -> None:
+        """`tool_dice` where tasks may have tools."""
         self._database = process.database
-        self._dice, self._trace = dice, trace
+        self._dice, self._trace, self._tool_dice = dice, trace, tool_dice
         self.acknowledged: list[RunId] = []
         self.stopped: set[RunId] = set()
         """Runs that somebody has wanted to stop; one whose lease has run out ends by that itself."""
@@ -39,12 +42,16 @@ class Clients:
         """A small run of any kind; it counts once it is acknowledged."""
         dice = self._dice
         tasks = [{**task, "critical": dice.random() < 0.85} for task in random_plan(dice)]
+        tools, more, budget = self._means()
+        if self._tool_dice is not None:
+            with_tools(self._tool_dice, tasks, tools)
         planned = [
             PlannedTask(
                 id=task["id"],
                 description=task["description"],
                 depends_on=tuple(task["depends_on"]),
                 critical=task["critical"],
+                tools=tuple(task.get("tools", ())),
             )
             for task in tasks
         ]
@@ -59,7 +66,10 @@ class Clients:
             "approval": dice.choice(("none", "none", "plan")),
             "synthesize": dice.random() < 0.3,
         }
-        budget = {"max_llm_calls": dice.randint(3, 12)} if dice.random() < 0.1 else {}
+        if "approval" in more and options["approval"] == "plan":
+            more["approval"] = "plan_and_tools"
+        options |= more
+        budget |= {"max_llm_calls": dice.randint(3, 12)} if dice.random() < 0.1 else {}
         async with self._database.write() as connection:
             goal_id = await create_goal(connection, T, goal="Find out", context={}, metadata={})
             run = await create_run(
@@ -77,6 +87,21 @@ class Clients:
             await self._database.announce(connection, run_id)
         self.acknowledged.append(run_id)
         self._trace.note(f"submitted {self._trace.short(run_id)}")
+
+    def _means(self) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+        """What tools a run has, with the options and the budget that go with them."""
+        dice = self._tool_dice
+        if dice is None:
+            return [], {}, {}
+        tools = [name for name in KINDS if dice.random() < 0.7]
+        options: dict[str, Any] = {
+            "tools": tools,
+            "max_steps": dice.choice((2, 3, 5, 20)),
+            "task_timeout_seconds": dice.choice((300, 300, 8)),
+        }
+        if dice.random() < 0.35:
+            options["approval"] = "tools"
+        return tools, options, {"max_tool_calls": dice.randint(1, 6)} if dice.random() < 0.15 else {}
 
     async def meddle(self) -> None:
         """Do something to some run."""
@@ -126,6 +151,10 @@ class Clients:
         """Have it go on after all."""
         await self.steer(run_id, request_resume)
 
+    async def cancel(self, run_id: RunId) -> None:
+        """Have no more of it."""
+        await self.steer(run_id, request_cancel)
+
     async def retry(self, run_id: RunId) -> None:
         """Have a failed or cancelled run go on without a budget."""
         async with self._database.write() as connection:
@@ -142,7 +171,7 @@ class Clients:
             if run["status"] == "paused" or run["stop_requested"] == "pause":
                 await self.steer(run["id"], request_resume)
         for review in await self.open_reviews():
-            await self.answer(review, "approve" if review["kind"] == "plan" else "retry")
+            await self.answer(review, "approve" if "approve" in review["allowed_answers"] else "retry")
 
     async def answer_some(self, run_id: RunId | None = None) -> None:
         """Answer an open review, of this run where one is named, in one of the ways that it allows."""
@@ -164,8 +193,8 @@ class Clients:
 
     async def answer(self, row: Row, decision: str) -> None:
         """Answer an open review as a person might; one that somebody has answered meanwhile is left as it is."""
-        given = self._given(decision)
         run_id = row["run_id"]
+        given = self._given(decision, row)
         async with self._database.write() as connection:
             run = await lock_run(connection, T, run_id)
             review = await get_review(connection, T, run_id, row["id"])
@@ -174,6 +203,8 @@ class Clients:
             ends = run.status in FINISHED or run.stop_requested is StopRequest.CANCEL
             if ends or review.answered_at is not None or review.closed_at is not None:
                 return
+            if decision == Decision.EDIT and self._tool_dice is not None:
+                with_tools(self._tool_dice, given["plan"]["tasks"], run.options["tools"])
             await answer_review(connection, run, review, {"decision": decision, **given})
             await self._database.announce(connection, run_id)
         self._trace.note(f"answered a review of {self._trace.short(run_id)}: {decision}")
@@ -182,14 +213,14 @@ class Clients:
         """All runs as they are."""
         return await self._rows(tables.runs)
 
-    def _given(self, decision: str) -> dict[str, Any]:
+    def _given(self, decision: str, review: Row) -> dict[str, Any]:
         dice = self._dice
         match decision:
             case Decision.EDIT:
                 return {"plan": {"tasks": random_plan(dice)}}
             case Decision.SUPPLY:
                 return {"result": "supplied"}
-            case Decision.RETRY if dice.random() < 0.5:
+            case Decision.RETRY if review["kind"] == "failure" and dice.random() < 0.5:
                 return {"description": f"Reworded by hand {dice.random()}"}
             case Decision.REJECT | Decision.REPLAN if dice.random() < 0.8:
                 return {"instructions": "Otherwise."}

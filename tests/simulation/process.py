@@ -7,6 +7,7 @@ from typing import Any
 from app.engine.worker import Worker
 from app.llm.chat import ChatModel
 from app.settings import Settings
+from app.tools.toolbox import Toolbox
 from tests.simulation.loop import PROCESS, VirtualLoop
 from tests.simulation.storage import SimulatedDatabase, Storage
 
@@ -92,13 +93,21 @@ class WorkerProcess(Process):
     """A worker as `planwave worker` runs it."""
 
     def __init__(
-        self, name: str, loop: VirtualLoop, storage: Storage, model: ChatModel, settings: Settings, *, skew: float
+        self,
+        name: str,
+        loop: VirtualLoop,
+        storage: Storage,
+        model: ChatModel,
+        settings: Settings,
+        *,
+        toolbox: Toolbox,
+        skew: float,
     ) -> None:
         super().__init__(name, loop, storage)
         self.clock_skew_seconds = skew
         self._places = settings.llm_max_concurrency
         self._stop = asyncio.Event()
-        self.worker: Worker = self.context.run(Worker, self.database, model, settings)
+        self.worker: Worker = self.context.run(Worker, self.database, model, settings, toolbox)
         self.running = loop.create_task(self.worker.run(self._stop), context=self.context)
 
     @property

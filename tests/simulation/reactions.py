@@ -36,9 +36,16 @@ class Reactions:
         elif self.is_restless and self._clients.wants_pause(run_id) and self._dice.random() < 0.3:
             self._do_soon(self._clients.resume, run_id)
 
+    def change_mind(self, run_id: RunId, *, after_seconds: float) -> None:
+        """Somebody cancels the run now, and wants it after all a while later."""
+        for seconds, deed in ((0.0, self._clients.cancel), (after_seconds, self._clients.retry)):
+            self._do_after(seconds, deed, run_id)
+
     def _do_soon(self, deed: Callable[[RunId], Coroutine[Any, Any, None]], run_id: RunId) -> None:
+        self._do_after(self._dice.random() * self._within_seconds, deed, run_id)
+
+    def _do_after(self, after: float, deed: Callable[[RunId], Coroutine[Any, Any, None]], run_id: RunId) -> None:
         context = self._process.context.copy()
-        after = self._dice.random() * self._within_seconds
         self._loop.call_later(
             after, lambda: self._loop.create_task(self._try(deed(run_id)), context=context), context=context
         )

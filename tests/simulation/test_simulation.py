@@ -16,8 +16,12 @@ CHEAP_MUTANTS = (
     "the fence lets every token through",
     "a call is sent before it is recorded",
     "a finished run is resumed",
+    "the idempotency key holds the call's number",
 )
-BEFALLS = ("crash", "stall", "drain", "away", "shaky", "take-over", "lease lost", "database away, outcomes wait")
+BEFALLS = (
+    *("crash", "stall", "drain", "away", "shaky", "take-over", "lease lost", "database away, outcomes wait"),
+    *("called none", "called idempotent", "acted once", "tool gave nothing", "tool denied", "steps asked for"),
+)
 
 
 @pytest.mark.parametrize("count", sizes(200, 20_000))

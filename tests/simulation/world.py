@@ -1,32 +1,32 @@
 """One simulation: workers, clients, a model and a database in one loop, in trouble for a while and then healed."""
 
 import asyncio
+import json
 import random
-import sys
-import time
 import traceback
-import uuid
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
+from contextvars import Context
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
 from app.domain.errors import StorageUnavailable
 from app.domain.ids import RunId
-from app.domain.status import FINISHED
+from app.domain.status import FINISHED, SideEffects
 from app.settings import Settings
-from app.storage import database
 from app.storage.steering import request_cancel, request_pause
 from tests.simulation.clients import Clients
-from tests.simulation.loop import PROCESS, VirtualLoop
+from tests.simulation.loop import VirtualLoop
+from tests.simulation.machine import Machine
 from tests.simulation.model import SimulatedModel
 from tests.simulation.process import Process, WorkerProcess
 from tests.simulation.reactions import Reactions
-from tests.simulation.storage import BASE_MS, STAND_INS, Storage
+from tests.simulation.storage import Storage
+from tests.simulation.tool_witness import ToolWitness
+from tests.simulation.tools import KINDS, SimulatedTools, Use
 from tests.simulation.trace import Trace
 from tests.simulation.witness import Witness
 
@@ -35,6 +35,8 @@ HEAL_SECONDS = 400.0
 """By then, after the last fault, every run has come to its end."""
 STOP_SECONDS = 2.5
 """After it a worker in good health starts nothing more of a run that is to stop."""
+WITH_TOOLS = 0.35
+"""How many worlds have tools."""
 _STORAGE_TROUBLES = ("away", "shaky")
 _TROUBLES = ("crash", "stall", "drain", *_STORAGE_TROUBLES)
 
@@ -56,10 +58,11 @@ def simulate(seed: int) -> Outcome:
     world = World(seed, loop)
     try:
         with ExitStack() as stack:
-            for name, stand_in in world.stand_ins.items():
+            for name, stand_in in world.machine.stand_ins.items():
                 stack.enter_context(patch(name, stand_in))
             world.begin()
             stack.enter_context(world.witness.watching())
+            stack.enter_context(world.tool_witness.watching())
             try:
                 loop.run_until_complete(world.live())
             except Exception as error:  # noqa: BLE001 - whatever it is, it is shown with its seed
@@ -78,19 +81,6 @@ def simulate(seed: int) -> Outcome:
     )
 
 
-@cache
-def _taken_from_the_machine() -> dict[str, Any]:
-    """Every name under which the application knows the clock, chance, and ids made of them."""
-    originals = (uuid.uuid4, database.new_id, random, time)
-    return {
-        f"{name}.{known}": value
-        for name, module in list(sys.modules.items())
-        if name.startswith(("app.engine.", "app.storage."))
-        for known, value in vars(module).items()
-        if any(value is original for original in originals)
-    }
-
-
 def _dice(seed: int, of: str) -> random.Random:
     return random.Random(f"{seed} {of}")
 
@@ -102,10 +92,9 @@ class World:
         self._loop = loop
         self._dice = dice = _dice(seed, "world")
         self._faults = _dice(seed, "faults")
-        self._ids = _dice(seed, "ids")
-        self._made = 0
         self.trace = Trace(loop)
         self.storage = Storage(loop, _dice(seed, "storage"), self.trace)
+        self.machine = Machine(loop, self.storage, _dice(seed, "ids"))
         self.storage.latency_seconds = dice.choice((0.0005, 0.005, 0.03))
         self.storage.notices_lost = dice.choice((0.0, 0.3, 1.0))
         self.model = SimulatedModel(loop, _dice(seed, "model"), self.trace)
@@ -114,6 +103,18 @@ class World:
         self.model.usual_seconds = dice.choice((0.1, 0.5, 2.0))
         self.model.known_keys = self._succeeded
         self.witness = Witness(loop, self.storage, self.model, self.trace, lease_seconds=LEASE_SECONDS)
+        tool_dice = _dice(seed, "tools")
+        self.has_tools = tool_dice.random() < WITH_TOOLS
+        self.tools = SimulatedTools(loop, tool_dice, self.trace)
+        self.tools.fault_rate = tool_dice.choice((0.0, 0.1, 0.4))
+        self.tools.usual_seconds = tool_dice.choice((0.1, 0.5, 2.0))
+        self.tool_witness = ToolWitness(
+            self.storage, self.tools, self.trace, problem=self.witness.problem, seen=self.witness.seen
+        )
+        self.tools.called = self._tool_called
+        self.model.tools_of = self._tools_of
+        self._tool_dice = _dice(seed, "clients of tools")
+        self._toolbox = self.tools.toolbox()
         self._clients_dice = _dice(seed, "clients")
         possible = dice.choice((_TROUBLES, _TROUBLES, _STORAGE_TROUBLES))
         self.troubles = [trouble for trouble in possible if dice.random() < 0.5]
@@ -131,36 +132,19 @@ class World:
             poll_seconds=dice.choice((0.8, *[5] * 7)),
             lease_seconds=LEASE_SECONDS,
             drain_seconds=2,
+            tool_timeout_seconds=tool_dice.choice((2, 6)),
+            tool_max_concurrency=tool_dice.choice((1, 2, 32)),
         )
 
     def begin(self) -> None:
         """Once the stand-ins are in their places."""
         self.client = Process("client", self._loop, self.storage)
-        self.clients = Clients(self.client, self._clients_dice, self.trace)
+        tool_dice = self._tool_dice if self.has_tools else None
+        self.clients = Clients(self.client, self._clients_dice, self.trace, tool_dice)
         at_once = 2 * self.storage.latency_seconds
         within = self._clients_dice.choice((at_once, at_once, 1.0))
         self.reactions = Reactions(self._loop, self.client, self.clients, self._clients_dice, within_seconds=within)
         self.storage.noted = self.reactions.see
-
-    @property
-    def stand_ins(self) -> dict[str, Any]:
-        """For what the application takes from the machine: time and chance."""
-
-        def uuid4() -> UUID:
-            return UUID(int=self._ids.getrandbits(128), version=4)
-
-        def new_id() -> UUID:
-            self._made += 1
-            return UUID(int=(self.storage.now_ms() << 80) | (7 << 76) | (2 << 62) | self._made)
-
-        by_original: dict[Any, Any] = {
-            uuid.uuid4: uuid4,
-            database.new_id: new_id,
-            random: self._ids,
-            time: _Time(self._loop),
-        }
-        taken = {name: by_original[original] for name, original in _taken_from_the_machine().items()}
-        return {**STAND_INS, **taken}
 
     async def live(self) -> None:
         """Trouble, then healing, then the end; looked over in between."""
@@ -189,11 +173,13 @@ class World:
             self._is_well()
             if self._every_worker_kept_its_runs():
                 self.witness.nothing_was_lost(but_of=self.clients.stopped)
+                self.tool_witness.nothing_was_lost(but_of=self.clients.stopped)
             for worker in self.workers:
                 if worker.is_up:
                     await self._spawn(worker.drain())
             await self._look()
             self.witness.calls_add_up()
+            self.tool_witness.calls_add_up()
             self._everything_acknowledged_is_there()
             self._note_the_end()
 
@@ -255,6 +241,21 @@ class World:
                     setattr(process, "database_away_until" if away else "commits_shaky_until", until)
                     self._loop.call_at(until, process.disturb)
 
+    def _tool_called(self, use: Use, seconds: float) -> None:
+        """Now and then it befalls its caller while the tool is at work: before it has acted, or after."""
+        self.tool_witness.called(use)
+        rate = 0.1 if KINDS[use.tool] is SideEffects.NONE else 0.3
+        if self.troubles and self._tool_dice.random() < rate:
+            trouble = self._tool_dice.choice(self.troubles)
+            after = self._tool_dice.random() * seconds
+            self._loop.call_later(after, self._befalls_caller, trouble, use.process, context=Context())
+        if self.reactions.is_restless and self._tool_dice.random() < 0.05:
+            self.reactions.change_mind(use.run_id, after_seconds=self._tool_dice.uniform(0.5, 4))
+
+    def _befalls_caller(self, trouble: str, caller: WorkerProcess) -> None:
+        if trouble in self.troubles and caller.is_up and not caller.is_stalled:
+            self._befalls(trouble, caller)
+
     def _go_on(self, worker: WorkerProcess) -> None:
         self.trace.note(f"{worker} goes on")
         if self.storage.is_writing(worker):  # it has held up everybody
@@ -269,7 +270,9 @@ class World:
     def _start_worker(self) -> None:
         skew = self._dice.choice((0.0, 0.0, 60.0, -60.0))
         name = f"worker-{len(self.workers) + 1}"
-        worker = WorkerProcess(name, self._loop, self.storage, self.model, self._settings, skew=skew)
+        worker = WorkerProcess(
+            name, self._loop, self.storage, self.model, self._settings, toolbox=self._toolbox, skew=skew
+        )
         self.workers.append(worker)
         self.trace.note(f"{worker} starts")
 
@@ -281,6 +284,8 @@ class World:
         self.reactions.is_restless = False
         self.model.fault_rate = 0.0
         self.model.slow_rate = 0.0
+        self.model.is_docile = True
+        self.tools.fault_rate = 0.0
         self.troubles = []
         for process in self.storage.processes:
             process.reaches_database()
@@ -315,10 +320,11 @@ class World:
             self.witness.problem(f"{what}is {run['status']}")
         elif request is request_cancel and run["status"] != "cancelled" and run["finished_at"] > late_at:
             self.witness.problem(f"{what}has {run['status']}")
-        query = "SELECT count(*) FROM calls WHERE run_id = ? AND started_at > ?"
-        (calls,) = self.storage.driver.execute(query, (run_id.hex, late_at)).fetchone()
-        if calls:
-            self.witness.problem(f"{what}has made {calls} more calls")
+        for table in ("calls", "tool_calls"):
+            query = f"SELECT count(*) FROM {table} WHERE run_id = ? AND started_at > ?"
+            (calls,) = self.storage.driver.execute(query, (run_id.hex, late_at)).fetchone()
+            if calls:
+                self.witness.problem(f"{what}has made {calls} more {table}")
         self.witness.seen[request.__name__] += 1
 
     async def _until_all_is_over(self) -> None:
@@ -351,6 +357,7 @@ class World:
     async def _look(self) -> None:
         async with self.storage.alone() as connection:
             await self.witness.look(connection)
+        self.tool_witness.look()
 
     def _is_well(self) -> None:
         for worker in self.workers:
@@ -380,20 +387,11 @@ class World:
         query = "SELECT key FROM tasks WHERE run_id = ? AND status = 'succeeded' ORDER BY position"
         return [row[0] for row in self.storage.driver.execute(query, (run_id.hex,)).fetchall()]
 
+    def _tools_of(self, run_id: RunId) -> list[str]:
+        query = "SELECT options FROM runs WHERE id = ?"
+        (options,) = self.storage.driver.execute(query, (run_id.hex,)).fetchone()
+        tools: list[str] = json.loads(options)["tools"]
+        return tools
+
     def _spawn(self, doing: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         return self._loop.create_task(doing)
-
-
-class _Time:
-    """For the module `time`: a process may have a wrong idea of the hour, but seconds last as long everywhere."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-
-    def monotonic(self) -> float:
-        return self._loop.time()
-
-    def time(self) -> float:
-        process: Any = PROCESS.get()
-        skew: float = 0.0 if process is None else process.clock_skew_seconds
-        return BASE_MS / 1000 + self._loop.time() + skew

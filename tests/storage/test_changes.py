@@ -14,6 +14,7 @@ from app.storage.changes import Changes
 from app.storage.database import Database
 from app.storage.dispatch import Lease
 from app.storage.statements import _Compiled
+from app.storage.writing import count_by_status
 from tests.invariants import check, progress_is_a_count_of_the_tasks, usage_is_the_sum_of_the_calls
 from tests.stored import (
     changes_of,
@@ -259,3 +260,8 @@ async def test_progress_equals_a_recount(database: Database) -> None:
     await write_changes(database, outcome_and_start(lease))
     row, tasks = await row_of(database, lease.run_id), await rows_of(database, tables.tasks, lease.run_id)
     progress_is_a_count_of_the_tasks(row, tasks)
+
+
+async def test_what_was_replaced_counts_among_the_superseded_and_not_in_the_total() -> None:
+    progress = count_by_status(["succeeded", "superseded", "superseded", "pending"])
+    assert progress == counts(succeeded=1, pending=1) | {"superseded": 2}

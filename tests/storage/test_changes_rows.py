@@ -181,3 +181,11 @@ async def test_what_a_refused_commit_says_of_reviews_is_not_counted(database: Da
     changes.review_closed(REVIEWS[0])
     assert await write_changes(database, changes) == {}
     assert (await all_of(database, lease.run_id))["runs"][0]["open_reviews"] == 9
+
+
+async def test_a_commit_that_says_nothing_of_reviews_does_not_count_them(database: Database) -> None:
+    """It is one statement more for each of a worker's commits."""
+    lease = await make_full_run(database)
+    await set_run(database, lease.run_id, open_reviews=9)
+    assert set(await write_changes(database, changes_of(lease))) == {lease.run_id}
+    assert (await all_of(database, lease.run_id))["runs"][0]["open_reviews"] == 9

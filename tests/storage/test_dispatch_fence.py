@@ -32,7 +32,7 @@ from tests.stored import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NOTHING: Mapping[str, Any] = {
-    **dict.fromkeys(("events", "llm_calls", "input_tokens", "output_tokens", "answers", "replans"), 0),
+    **dict.fromkeys(("events", "llm_calls", "tool_calls", "input_tokens", "output_tokens", "answers", "replans"), 0),
     **dict.fromkeys(("status", "generation", "progress", "result", "error", "stop_requested", "cost_nano_usd")),
     **dict.fromkeys(("budget_warned", "active", "batch_id")),
     **dict.fromkeys(("begun", "over", "release", "outcome"), False),
@@ -88,7 +88,7 @@ async def test_what_a_commit_names_takes_the_place_of_what_was_and_else_that_sta
 @pytest.mark.parametrize(
     ("name", "column"),
     [("events", "event_seq")]
-    + [(name, name) for name in ("llm_calls", "input_tokens", "output_tokens", "answers", "replans")],
+    + [(name, name) for name in ("llm_calls", "tool_calls", "input_tokens", "output_tokens", "answers", "replans")],
 )
 async def test_what_a_commit_counts_is_added_to_what_was(database: Database, name: str, column: str) -> None:
     lease = await leased(database)

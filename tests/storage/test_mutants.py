@@ -42,7 +42,7 @@ def test_a_mutant_differs_from_its_module_in_one_place() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("module", ["dispatch"])
+@pytest.mark.parametrize("module", ["dispatch", "writing", "steering", "resume"])
 def test_no_mutant_goes_unnoticed(module: str) -> None:
     command = [sys.executable, "-m", "tests.mutation", module]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

@@ -159,7 +159,7 @@ async def test_attempts_and_rewordings_are_counted_afresh_and_the_last_wording_s
 
 async def test_a_retried_run_is_queued_due_and_free_of_its_end(database: Database) -> None:
     run_id = await make_failed_run(database)
-    await set_run(database, run_id, takeovers=4, ready_at=2**53)
+    await set_run(database, run_id, takeovers=4, ready_at=2**53, result="what there was")
 
     run = await retried(database, run_id, options={"max_attempts": 9}, budget={"max_llm_calls": 7}, model="another")
 
