@@ -68,8 +68,8 @@ check: lint types architecture test ## what CI runs
 soak: $(VENV)/.development ## longer runs of the same tests
 	$(BIN)/pytest -q -m soak --timeout 7200 $(TESTS)
 
-mutants: $(VENV)/.development ## small faults in the statements of dispatch, each of which a test must notice
-	$(BIN)/python -m tests.mutation dispatch
+mutants: $(VENV)/.development ## small faults in the hottest statements, each of which a test must notice
+	for module in dispatch writing steering resume; do $(BIN)/python -m tests.mutation $$module || exit 1; done
 
 bench: $(VENV)/.development ## Planwave beside its peers and the floors, interleaved; benchmarks/ has more
 	$(BIN)/python -m benchmarks.compare

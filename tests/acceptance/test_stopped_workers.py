@@ -131,11 +131,18 @@ async def stop_without_locks(worker: PreparedWorker, database: Database) -> int:
     held = 0
     while True:
         worker.stop()
+        await until(partial(stands_still, worker.pid))
         if not await is_locked(worker, database):
             return held
         held += 1
         worker.cont()
         await asyncio.sleep(0.05)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether each of its threads does: a signal is heard at the end of a system call, which may take a lock yet."""
+    threads = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(thread.rpartition(")")[2].split()[0] == "T" for thread in threads)
 
 
 async def is_locked(worker: PreparedWorker, database: Database) -> bool:
@@ -157,17 +164,17 @@ def _is_locked(pid: str, database: Database) -> bool:
         return False
     dsn = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(dsn) as connection:
-        owned = connection.execute("SELECT count(*) FROM runs WHERE lease_owner LIKE %s", [f"%:{pid}"])
+        owned = connection.execute("SELECT count(*) FROM runs WHERE lease_owner LIKE %s", [f"%:{pid}:%"])
         free = connection.execute(
             "SELECT count(*) FROM (SELECT id FROM runs WHERE lease_owner LIKE %s FOR UPDATE SKIP LOCKED) AS free",
-            [f"%:{pid}"],
+            [f"%:{pid}:%"],
         )
         return owned.fetchone() != free.fetchone()
 
 
 async def holds(database: Database, run: RunId, worker: PreparedWorker) -> bool:
     """Whether the run is the worker's."""
-    return str((await row_of(database, run))["lease_owner"]).endswith(f":{worker.pid}")
+    return f":{worker.pid}:" in str((await row_of(database, run))["lease_owner"])
 
 
 async def everything(database: Database, run: RunId) -> Rows:
