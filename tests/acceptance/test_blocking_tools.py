@@ -19,7 +19,6 @@ from tests.scripted_model import ScriptedModel, script, text
 from tests.scripted_tools import calls, steps
 from tests.served_tools import NAMES, URL
 from tests.service_process import ServiceProcess, StartProcess
-from tests.sizes import sizes
 from tests.stored import is_finished, make_run, row_of, rows_of
 from tests.tool_server import ToolServer
 
@@ -33,7 +32,8 @@ async def server() -> AsyncIterator[ToolServer]:
         yield server
 
 
-@pytest.mark.parametrize("blocks", sizes(2, 20))
+@pytest.mark.soak
+@pytest.mark.parametrize("blocks", [20])
 async def test_a_tool_that_blocks_for_three_leases_is_called_once_and_holds_nobody_up(
     blocks: int, database_url: str, scripted_model: ScriptedModel, server: ToolServer, start_process: StartProcess
 ) -> None:

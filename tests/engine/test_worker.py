@@ -326,12 +326,12 @@ async def test_a_call_longer_than_the_lease_is_made_once(engine: Engine, databas
     gates = Gates()
     engine.model.begin(script({"executor": gates}))
     for _ in range(2):
-        engine.worker(lease_seconds=2)
+        engine.worker(lease_seconds=4)
     run_id = await make_run(database, plan=ONE)
     await engine.model.until(lambda: len(engine.model.calls) == 1)
     first_end = (await row_of(database, run_id))["ready_at"]
     async with asyncio.timeout(WITHIN_SECONDS):
-        while (await row_of(database, run_id))["ready_at"] < first_end + 2_500:
+        while (await row_of(database, run_id))["ready_at"] < first_end + 4_500:
             await database.ping()
     gates.open("a")
     assert (await engine.ended(run_id)).status == "succeeded"

@@ -104,7 +104,7 @@ async def test_packed_bodies_are_unpacked() -> None:
 
 
 async def test_a_bomb_is_cut_at_the_limit_as_unpacked() -> None:
-    bomb = gzip.compress(bytes(200 * 1024 * 1024).replace(b"\0", b"a"), compresslevel=9)
+    bomb = gzip.compress(b"a" * (32 * 1024 * 1024), compresslevel=6)
     async with local_site({"/": answer(bomb, content_encoding="gzip")}) as site:
         text = await get(site, max_bytes=10_000, max_characters=20_000)
     assert "first 10000 bytes" in text

@@ -24,7 +24,16 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=["stdio", "stdio, before 2026", "http", "http with JSON, before 2026"]
+    scope="module",
+    loop_scope="module",
+    params=[
+        "stdio",
+        "http",
+        *(
+            pytest.param(older, marks=pytest.mark.soak)
+            for older in ("stdio, before 2026", "http with JSON, before 2026")
+        ),
+    ],
 )
 async def server(request: pytest.FixtureRequest, notes: Path) -> AsyncIterator[McpServer]:
     more = {

@@ -17,7 +17,7 @@ _NEVER = 3_600.0
 """Age alone makes no list old: it is read again after a notice, or over a new connection."""
 
 
-@pytest.fixture(params=["stdio", "stdio, before 2026", "http"])
+@pytest.fixture(params=["stdio", "http", pytest.param("stdio, before 2026", marks=pytest.mark.soak)])
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[McpServer]:
     """A server whose list counts as recent until it says that it has changed."""
     if request.param == "http":

@@ -217,8 +217,8 @@ async def test_what_a_process_writes_to_stderr_is_logged_without_secrets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with capture_logs() as logged:
-        async with running(over_stdio(tmp_path, env={"DOCS_KEY": "s3cret"})) as server:
-            await call(server, "complain", text="the key is s3cret\x1b[31m")
+        async with running(over_stdio(tmp_path, env={"DOCS_KEY": "s3cret-key"})) as server:
+            await call(server, "complain", text="the key is s3cret-key\x1b[31m")
             await until(lambda: any("the key is" in each.get("line", "") for each in logged))
     (line,) = [each for each in logged if "the key is" in each.get("line", "")]
     assert "the key is [redacted]" in line["line"]
