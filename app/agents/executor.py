@@ -14,6 +14,7 @@ from app.agents.briefing import (
     result_blocks,
     share,
 )
+from app.domain.status import SideEffects
 from app.domain.transcript import AskedCall, LoopStep
 from app.llm.chat import Message, ToolCall
 
@@ -35,6 +36,7 @@ def messages(
     trouble: str | None = None,
     schema: Mapping[str, Any] | None = None,
     partial: str | None = None,
+    done: Sequence[str] = (),
     with_tools: bool = False,
     steps: Sequence[LoopStep] = (),
     must_answer: bool = False,
@@ -43,7 +45,8 @@ def messages(
 
     `missing` says by key why a dependency has no result, `trouble` why the last answer could not be used; the answer
     is to fit `schema`. After a `partial` answer, cut off at a length limit, the rest of it is asked for. Results,
-    reasons, context and what tools gave have `limit` characters each. A loop that `must_answer` is told so.
+    reasons, context and what tools gave have `limit` characters each. A loop that `must_answer` is told so. `done` says
+    what the task's tools have done outside before it began anew, a line for each call.
     """
     instructions = prompt("executor").fill(mark=mark)
     if with_tools:
@@ -56,6 +59,7 @@ def messages(
         *result_blocks(results, limit=limit, mark=mark),
         *missing_blocks(missing or {}, limit=limit, mark=mark),
         *rejected_block(trouble, mark=mark),
+        *_done_block(done, limit=limit, mark=mark),
         f"Your task: {description}",
     ]
     return [
@@ -79,4 +83,16 @@ def _loop(steps: Sequence[LoopStep], *, limit: int, mark: str) -> Iterator[Messa
 def _observation(call: AskedCall) -> str:
     if call.error is None:
         return call.result or "(nothing)"
-    return f"No result: {call.error.get('message', 'the call failed')}"
+    said = f"No result: {call.error.get('message', 'the call failed')}"
+    acted = call.may_have_acted and call.side_effects is not SideEffects.NONE
+    return f"{said}\nIt may have acted all the same: do not do it again in other words." if acted else said
+
+
+def _done_block(done: Sequence[str], *, limit: int, mark: str) -> list[str]:
+    if not done:
+        return []
+    (text,) = share(["\n".join(" ".join(line.split()) for line in done)], limit)
+    heading = (
+        "What your tools have done outside already, one call to a line; it is not undone, and not to be done again:"
+    )
+    return [heading, block("done", text, mark=mark)]

@@ -143,9 +143,9 @@ class Transcript:
         repeats = any((call.error or {}).get("kind") == REPEATED for call in self._last())
         return steps + 1 >= max_steps or repeats
 
-    def is_repeated(self, key: str) -> bool:
-        """Whether the loop has made this call as often as it may."""
-        return sum(call.key == key for call in self._calls()) >= MAX_EQUAL_CALLS
+    def is_repeated(self, key: str, attempt: int) -> bool:
+        """Whether this attempt has made this call as often as it may."""
+        return sum(call.key == key and call.attempt == attempt for call in self._calls()) >= MAX_EQUAL_CALLS
 
     def equal(self, key: str) -> list[AskedCall]:
         """All equal calls that the task has ever asked for, first to last."""
@@ -154,8 +154,12 @@ class Transcript:
     @property
     def acts(self) -> list[AskedCall]:
         """The calls that have, or may have, changed something outside, first to last."""
-        done = [call for call in (*self._earlier, *self._calls()) if call.side_effects is not SideEffects.NONE]
-        return [call for call in done if call.status is ToolCallStatus.RETURNED or call.may_have_acted]
+        return _acts((*self._earlier, *self._calls()))
+
+    @property
+    def earlier_acts(self) -> list[AskedCall]:
+        """Those of them that the steps do not show: made before the task began anew, or lost and made once more."""
+        return _acts(self._earlier)
 
     def _last(self) -> list[AskedCall]:
         return self.steps[-1].calls if self.steps else []
@@ -163,3 +167,8 @@ class Transcript:
     def _calls(self) -> Iterator[AskedCall]:
         for step in self.steps:
             yield from step.calls
+
+
+def _acts(calls: Iterable[AskedCall]) -> list[AskedCall]:
+    done = [call for call in calls if call.side_effects is not SideEffects.NONE]
+    return [call for call in done if call.status is ToolCallStatus.RETURNED or call.may_have_acted]

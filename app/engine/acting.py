@@ -41,8 +41,8 @@ class Acting:
 
     # What the model asks for.
 
-    def asked(self, call: Call, content: str, wanted: Sequence[ToolCall], changes: Changes) -> None:
-        """The model's answer asks for tools: it is a step of the task's loop."""
+    def asked(self, call: Call, content: str, wanted: Sequence[ToolCall], changes: Changes) -> Failure | None:
+        """The model's answer asks for tools: it is a step of the task's loop. The failure where its time is used up."""
         key, attempt = call.of_task
         task = self._state.tasks[key]
         step = LoopStep(number=call.number, attempt=attempt, content=content)
@@ -56,7 +56,7 @@ class Acting:
             step.calls.append(asked)
             changes.tool_asked(asked, task_key=key)
             self._tell_of(key, asked, changes)
-        self.go_on(key, changes)
+        return self.go_on(key, changes)
 
     def _asked_call(self, key: TaskKey, step: LoopStep, position: int, wanted: ToolCall) -> AskedCall:
         self._state.last_tool_call += 1
@@ -90,16 +90,22 @@ class Acting:
             self._refuse(asked, error.kind, error.message)
             return
         asked.key = _key(str(self._state.run.id), key, asked.tool, arguments)
-        if task.transcript.is_repeated(asked.key):
+        if task.transcript.is_repeated(asked.key, asked.attempt):
             self._refuse(
                 asked,
                 REPEATED,
                 f"This very call was made {MAX_EQUAL_CALLS} times; again it gives the same. Answer with what you have.",
             )
-        elif asked.side_effects is SideEffects.ONCE and (before := task.transcript.equal(asked.key)):
+        elif asked.side_effects is SideEffects.ONCE and (before := self._before(key, asked.tool, arguments)):
             self._judge_again(asked, before)
         elif self._needs_approval(asked):
             asked.status = ToolCallStatus.AWAITING_REVIEW
+
+    def _before(self, key: TaskKey, tool: str, arguments: Mapping[str, Any]) -> list[AskedCall]:
+        """Equal calls of this task, and of those whose work a replan has given to others."""
+        run_id, tasks = str(self._state.run.id), self._state.tasks
+        keys = (key, *(other for other in self._state.replaced if other != key and other in tasks))
+        return [call for k in keys for call in tasks[k].transcript.equal(_key(run_id, k, tool, arguments))]
 
     def _judge_again(self, asked: AskedCall, before: Sequence[AskedCall]) -> None:
         """A call that must not be repeated silently, and that the task has asked for before."""
@@ -190,6 +196,9 @@ class Acting:
             return Failure(
                 kind=str(error["kind"]), message=f"{final.tool}: {error['message']}", retryable=not error.get("closed")
             )
+        seconds = self._state.option("task_timeout_seconds")
+        if transcript.is_settled and not walk.is_ending and task.spent_ms >= 1000 * seconds:
+            return Failure(kind="timeout", message=f"No result within {seconds:g} s.", retryable=True)
         was = walk.status(key)
         if transcript.asked or transcript.is_settled:
             task.goes_on = True
@@ -251,7 +260,8 @@ class Acting:
     def _equal(self, key: TaskKey, call: AskedCall) -> list[AskedCall]:
         if call.key is None or call.side_effects is not SideEffects.ONCE:
             return []
-        return [other for other in self._state.tasks[key].transcript.equal(call.key) if other is not call]
+        arguments = json.loads(call.arguments, strict=False)
+        return [other for other in self._before(key, call.tool, arguments) if other is not call]
 
     def answered(self, review: ReviewRecord, changes: Changes) -> tuple[TaskKey, Failure] | None:
         """Carry out what a person has said of a call; the failure where it has spoiled the attempt."""

@@ -154,7 +154,7 @@ class Caller:
             offers = self._offers([name for name in task.tools if name in state.option("tools")])
             must_answer = bool(offers) and task.transcript.must_answer(attempt, state.option("max_steps"))
         request = self._request(purpose, model, schema, state, offers, must_answer=must_answer)
-        characters = sum(len(message.content) for message in request.messages) + sum(map(_characters, request.tools))
+        characters = sum(map(_said, request.messages)) + sum(map(_characters, request.tools))
         return Call(
             number=number,
             seat=seat,
@@ -272,6 +272,7 @@ class Caller:
             trouble=str(task.last_error["message"]) if mismatch else None,
             schema=_schema(key, state),
             partial=ask.partial,
+            done=[_deed(call) for call in task.transcript.earlier_acts],
             with_tools=with_tools,
             steps=task.transcript.steps,
             must_answer=must_answer,
@@ -332,6 +333,10 @@ class Caller:
             limit=limit,
             mark=mark(str(state.run.id)),
         )
+
+
+def _said(message: Message) -> int:
+    return len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
 
 
 def _characters(offer: ToolOffer) -> int:

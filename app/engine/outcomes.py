@@ -125,7 +125,8 @@ class Outcomes:
             content = "" if call.in_words else answer.content
             self._end_call(call, changes, CallStatus.ANSWERED, usage=answer.usage, answer=content)
             self._state.ask(call.seat, call.task_key).partial = None
-            self._acting.asked(call, content, wanted, changes)
+            if (failed := self._acting.asked(call, content, wanted, changes)) is not None:
+                self._tool_failed(call.of_task[0], failed, changes)
 
     def _task_answered(self, call: Call, text: str, usage: Usage, changes: Changes) -> None:
         key, attempt = call.of_task
@@ -407,6 +408,7 @@ class Outcomes:
         changes.attempt_ended(key, attempt, AttemptStatus.FAILED, error=stored)
         task = self._state.tasks[key]
         task.attempt_open = task.recovered = False
+        task.rests(self._clock.now())
         task.spent_ms = 0
         task.errors.append(stored)
         return stored
