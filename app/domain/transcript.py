@@ -74,6 +74,7 @@ class Transcript:
     def __init__(self) -> None:
         self.steps: list[LoopStep] = []
         self._earlier: list[AskedCall] = []
+        self._lost: list[AskedCall] = []  # of the steps, where another call has taken their place
 
     def add(self, step: LoopStep) -> None:
         """The model has asked for tools."""
@@ -81,8 +82,8 @@ class Transcript:
 
     def begin_anew(self) -> None:
         """The task starts again in other words: what was said is forgotten, what was done is not."""
-        self._earlier += self._calls()
-        self.steps = []
+        self._earlier += [*self._lost, *self._calls()]
+        self.steps, self._lost = [], []
 
     def remember(self, calls: Iterable[AskedCall]) -> None:
         """Calls that the task made before it began anew."""
@@ -96,7 +97,7 @@ class Transcript:
         """The same call once more, in place of one that was lost. Raises LookupError where there is none."""
         step = next(step for step in self.steps if step.number == call.step)
         lost = next(n for n, before in enumerate(step.calls) if before.position == call.position)
-        self._earlier.append(step.calls[lost])
+        self._lost.append(step.calls[lost])
         step.calls[lost] = call
 
     def lost(self) -> list[AskedCall]:
@@ -149,20 +150,25 @@ class Transcript:
 
     def equal(self, key: str) -> list[AskedCall]:
         """All equal calls that the task has ever asked for, first to last."""
-        return [call for call in (*self._earlier, *self._calls()) if call.key == key]
+        return [call for call in self._ever() if call.key == key]
 
     @property
     def acts(self) -> list[AskedCall]:
         """The calls that have, or may have, changed something outside, first to last."""
-        return _acts((*self._earlier, *self._calls()))
+        return _acts(self._ever())
 
     @property
     def earlier_acts(self) -> list[AskedCall]:
-        """Those of them that the steps do not show: made before the task began anew, or lost and made once more."""
+        """Those of them that the steps do not show: made before the task began anew."""
         return _acts(self._earlier)
 
     def _last(self) -> list[AskedCall]:
         return self.steps[-1].calls if self.steps else []
+
+    def _ever(self) -> Iterator[AskedCall]:
+        yield from self._earlier
+        yield from self._lost
+        yield from self._calls()
 
     def _calls(self) -> Iterator[AskedCall]:
         for step in self.steps:

@@ -321,13 +321,11 @@ class Outcomes:
     def _tool_failed(self, key: TaskKey, failure: Failure, changes: Changes) -> None:
         """A tool has spoiled the attempt."""
         task = self._state.tasks[key]
-        attempt = task.attempt
         if failure.retryable and task.counted < self._state.option("max_attempts"):
-            stored = self._end_attempt(key, attempt, failure, changes)
-            wait_ms = self._wait_ms(task.counted, None)
-            self._retry(key, stored, wait_ms, changes, attempt=attempt, try_number=1)
+            stored = self._end_attempt(key, task.attempt, failure, changes)
+            self._retry(key, stored, self._wait_ms(task.counted, None), changes, attempt=task.attempt, try_number=1)
         else:
-            self._task_failed(key, attempt, failure, changes)
+            self._task_failed(key, task.attempt, failure, changes)
 
     # What follows from them.
 
