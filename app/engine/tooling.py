@@ -97,7 +97,10 @@ class ToolCaller:
             told = self._told(error)
             log.info("tool gave nothing", run_id=str(run_id), task_key=sending.task_key, tool=call.tool, kind=told.kind)
             came_back(ToolFaulted(sending, told))
-        except Exception as error:  # noqa: BLE001 - whatever a tool raises; it is logged
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            # Whatever a tool raises, a cancel of its own included: else the task would wait for it for ever.
             self._log_breaking(error, sending, run_id)
             message = f"The tool broke ({type(error).__name__})."
             came_back(ToolFaulted(sending, ToolFailed(message, kind="tool_failed")))
@@ -139,7 +142,7 @@ class ToolCaller:
             return text
         return f"{text[:limit]}\n[... {len(text) - limit:,} of {len(text):,} characters cut here ...]"
 
-    def _log_breaking(self, error: Exception, sending: ToolSending, run_id: RunId) -> None:
+    def _log_breaking(self, error: BaseException, sending: ToolSending, run_id: RunId) -> None:
         stack = self._toolbox.redacted("".join(traceback.format_exception(error)))
         log.error("tool broke", run_id=str(run_id), task_key=sending.task_key, tool=sending.call.tool, exception=stack)
 
@@ -148,6 +151,12 @@ class ToolCaller:
         kind = shortened(storable(self._toolbox.redacted(error.kind)), _MAX_KIND_CHARACTERS)
         told = ToolFailed if isinstance(error, ToolFailed) else ToolRetry
         return told(message, kind=kind, may_have_acted=error.may_have_acted)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled us, and not only what we await."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _with_visible_words(name: str, part: Any) -> Any:

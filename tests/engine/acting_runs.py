@@ -1,6 +1,7 @@
 """Runs whose tasks act, and people who answer for their tool calls: what the tests of side effects share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from app.domain.ids import RunId
@@ -12,7 +13,7 @@ from app.storage.reviews import answer_review, list_reviews
 from app.storage.runs import lock_run
 from tests.engine.conftest import Engine, WorkerHere
 from tests.engine.recording_tools import RecordingTool, toolbox
-from tests.scripted_model import Plan
+from tests.scripted_model import Plan, ScriptedModel, script
 from tests.scripted_tools import Wanted
 from tests.stored import T, make_run, rows_of
 
@@ -67,6 +68,18 @@ class Shop:
     async def run(self, plan: Plan = ONE, **options: Any) -> RunId:
         """A run whose tasks may use them all."""
         return await make_run(self.engine.database, plan=plan, **{"tools": NAMES, **options})
+
+
+@asynccontextmanager
+async def a_shop(database_url: str, **settings: Any) -> AsyncIterator[Shop]:
+    """A shop with one worker of these settings, for all tests of a file."""
+    async with ScriptedModel(script()) as model:
+        engine = Engine(Database(database_url), database_url, model)
+        shop = Shop(engine)
+        shop.worker(**settings)
+        yield shop
+        await engine.end()
+        await engine.database.close()
 
 
 async def tool_rows(database: Database, run_id: RunId) -> Sequence[Mapping[str, Any]]:

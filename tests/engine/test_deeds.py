@@ -9,11 +9,11 @@ import pytest_asyncio
 
 from app.domain.errors import ToolFailed, ToolRetry
 from app.storage.database import Database
-from tests.engine.acting_runs import ONE, Shop, became, charge, decide, look, open_reviews, put, tool_rows
+from tests.engine.acting_runs import ONE, Shop, a_shop, became, charge, decide, look, open_reviews, put, tool_rows
 from tests.engine.conftest import Engine
 from tests.engine.troubled import REWORDED, is_asked, retried, say
 from tests.invariants import check
-from tests.scripted_model import ScriptedModel, script, text
+from tests.scripted_model import script, text
 from tests.scripted_tools import calls, steps
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,13 +21,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(database_url: str) -> AsyncIterator[Shop]:
-    async with ScriptedModel(script()) as model:
-        engine = Engine(Database(database_url), database_url, model)
-        shop = Shop(engine)
-        shop.worker(tool_timeout_seconds=0.5)
+    async with a_shop(database_url, tool_timeout_seconds=0.5) as shop:
         yield shop
-        await engine.end()
-        await engine.database.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A task with tools: its loop, what its model is told, and what becomes of calls that go wrong."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -220,3 +221,16 @@ async def test_a_run_whose_tools_are_taken_away_by_a_retry_goes_on_without_them(
     run = await engine.ended(run.id)
     assert (run.status, run.result, len(note.made)) == ("succeeded", "without", 1)
     assert engine.model.calls[0].tools == {}
+
+
+async def test_a_tool_that_cancels_itself_has_failed_and_holds_nothing_up(
+    engine: Engine, database: Database, note: RecordingTool
+) -> None:
+    def cancelled(*_: Any) -> str:
+        raise asyncio.CancelledError
+
+    note.does = cancelled
+    engine.model.begin(script({("executor", "a"): calls(("note", {"text": "x"}))}))
+    run = await engine.ended(await make_run(database, plan=ONE, tools=NOTE, max_attempts=1))
+    (row,) = await tool_rows(database, run.id)
+    assert (run.status, row["status"], row["error"]["kind"]) == ("failed", "failed", "tool_failed")

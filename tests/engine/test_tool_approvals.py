@@ -9,11 +9,11 @@ import pytest_asyncio
 from app.domain.ids import RunId
 from app.storage.database import Database
 from app.storage.steering import request_pause, request_resume
-from tests.engine.acting_runs import ONE, Shop, became, charge, decide, look, open_reviews, put, tool_rows
+from tests.engine.acting_runs import ONE, Shop, a_shop, became, charge, decide, look, open_reviews, put, tool_rows
 from tests.engine.conftest import Engine
 from tests.engine.troubled import answer, is_asked
 from tests.invariants import check
-from tests.scripted_model import Plan, Reply, ScriptedModel, script, text
+from tests.scripted_model import Plan, Reply, script, text
 from tests.scripted_tools import calls, steps
 from tests.stored import T
 
@@ -24,13 +24,8 @@ TWO_AND_ONE: Plan = {"a": [], "b": [], "c": []}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(database_url: str) -> AsyncIterator[Shop]:
-    async with ScriptedModel(script()) as model:
-        engine = Engine(Database(database_url), database_url, model)
-        shop = Shop(engine)
-        shop.worker()
+    async with a_shop(database_url) as shop:
         yield shop
-        await engine.end()
-        await engine.database.close()
 
 
 @pytest.fixture
