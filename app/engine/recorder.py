@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,7 +87,6 @@ class Recorder:
 
     def _answer(self, waiting: _Waiting, fenced: Fenced | None) -> None:
         if fenced is not None:
-            self._clock.set(fenced.now)
             self._database.tell(waiting.changes.run_id, may_be_over=waiting.changes.over)
         if waiting.written.done():
             return  # its driver was cancelled meanwhile
@@ -101,14 +101,19 @@ class Recorder:
         wait = _FIRST_AWAY_SECONDS
         while True:
             try:
+                asked_at = time.monotonic()
                 do = partial(_write, batch, batch_id, may_be_written=may_be_written)
-                return await self._database.write_in_thread(do)
+                passed = await self._database.write_in_thread(do)
             except StorageUnavailable as error:
                 log.warning("database away, outcomes wait", outcomes=len(batch), reason=str(error.__cause__))
                 may_be_written = True
                 # A connection that was cut, or a deadlock, is over at once; a database that is down is not.
                 wait = min(_AWAY_SECONDS, wait * 2)
                 await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - no secret
+            else:
+                for fenced in passed.values():
+                    self._clock.set(fenced.now, asked_at=asked_at)
+                return passed
 
 
 def _write(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from uuid import UUID, uuid4
 
@@ -131,6 +132,7 @@ class Worker:
         try:
             if asyncio.get_running_loop().time() - self._renewed_at > self._settings.lease_seconds / 2:
                 await self._renew()  # what it drives itself must not seem abandoned
+            asked_at = time.monotonic()
             async with self._database.write() as connection:
                 leases = await claim(connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms)
                 claimed = SortedOut.of(leases)
@@ -146,7 +148,7 @@ class Worker:
             return None
         if not leases:
             return None
-        self._shop.clock.set(leases[0].claimed_at)
+        self._shop.clock.set(leases[0].claimed_at, asked_at=asked_at)
         return claimed
 
     async def _abandon(self, driver: Driver) -> None:
