@@ -18,8 +18,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    """Where tests with needs of their own get databases: `with databases.fresh("sqlite") as url`."""
-    with closing(Databases(tmp_path_factory.mktemp("databases"))) as made:
+    """Where tests with needs of their own get databases: `with databases.fresh("sqlite") as url`.
+
+    What tests end are processes, never the machine, so their PostgreSQL need not wait for the disk.
+    """
+    with closing(Databases(tmp_path_factory.mktemp("databases"), fsync=False)) as made:
         yield made
 
 

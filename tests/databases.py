@@ -16,11 +16,13 @@ KINDS = ("sqlite", "postgresql")
 class Databases:
     """Makes them: files under `directory`, and databases of the PostgreSQL that `postgres` gives.
 
-    Without it a server is started when the first is wanted. Each kind's schema is built once and then copied.
+    Without it a server is started when the first is wanted, with or without `fsync`. Each kind's schema is built
+    once and then copied.
     """
 
-    def __init__(self, directory: Path, postgres: Callable[[], Postgres] | None = None) -> None:
+    def __init__(self, directory: Path, postgres: Callable[[], Postgres] | None = None, *, fsync: bool = True) -> None:
         self._directory = directory
+        self._fsync = fsync
         self._given_postgres = postgres
         self._templates: dict[str, str] = {}
         self._kept = ExitStack()
@@ -35,7 +37,7 @@ class Databases:
         """The server."""
         if self._given_postgres is not None:
             return self._given_postgres()
-        return self._kept.enter_context(running_postgres())
+        return self._kept.enter_context(running_postgres(fsync=self._fsync))
 
     @contextmanager
     def fresh(self, kind: str, *, migrated: bool = True) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import io
 import sys
 
+from app.cli import collector
 from app.domain.errors import ConfigurationError, PlanwaveError, StorageUnavailable
 
 _EXIT_CODES = {ConfigurationError: 2, StorageUnavailable: 3}
@@ -10,6 +11,7 @@ _EXIT_CODES = {ConfigurationError: 2, StorageUnavailable: 3}
 
 def main() -> None:
     """Run `planwave`. An expected error is one line on stderr: exit 2 for settings, 3 for the database, else 1."""
+    collector.start()
     from app.cli.commands import app  # noqa: PLC0415 - `import app.cli` by a test or a tool need not load typer
     from app.cli.terminal import complain  # noqa: PLC0415
 

@@ -25,6 +25,7 @@ from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel, Message, ToolCall, tool_call
 from app.llm.refusals import named
 from app.llm.transport import Transport, TransportError
+from app.tls import trusted
 
 _SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for no key
 _MAX_TOKENS = 10**7  # more than any model reads or writes in a call: beyond it the count is not true
@@ -43,7 +44,8 @@ class OpenAIModel:
     def __init__(self, *, base_url: str | None, api_key: str, max_concurrency: int, max_answer_bytes: int) -> None:
         # The SDK says where the endpoint is and how one speaks to it. Its client is not used for the exchange: most of
         # a call's cost was in its layers (ADR 6).
-        sdk = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0)
+        unused = openai.DefaultAsyncHttpxClient(verify=trusted())
+        sdk = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=unused)
         said = {**sdk.default_headers, **sdk.auth_headers, "Accept-Encoding": "identity"}
         self._headers = {name: value for name, value in said.items() if isinstance(value, str)}
         self._url = f"{sdk.base_url}chat/completions"

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
-import httpx2
 import yarl
+
+from app.tls import trusted
 
 _CONNECT_SECONDS = 10.0
 _MAX_HEADER_BYTES = 64 * 1024  # of one line; gateways are fond of long ones
@@ -77,8 +78,7 @@ class Transport:
 
     def _connected(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            # The SDK's own way of trusting: the system's certificates, and SSL_CERT_FILE where it is set.
-            connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=httpx2.create_ssl_context()),
+            connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=trusted()),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import httpx
 
+from app.tls import trusted
 from app.tools.addresses import AddressRefused, EgressRules, Place, is_public, literal
 
 
@@ -21,7 +22,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     def __init__(self, rules: EgressRules, *, tls: ssl.SSLContext | None = None) -> None:
         self._rules = rules
         self._inner = httpx.AsyncHTTPTransport(
-            verify=tls or httpx.create_ssl_context(),
+            verify=tls or trusted(),
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )

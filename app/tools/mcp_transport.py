@@ -20,6 +20,7 @@ from mcp.shared.message import SessionMessage
 
 from app.domain.errors import ConfigurationError
 from app.domain.text import shortened
+from app.tls import trusted
 from app.tools.mcp_settings import McpServerSettings
 from app.tools.redaction import Redaction
 
@@ -99,7 +100,7 @@ async def _over_http(settings: McpServerSettings, max_bytes: int) -> AsyncIterat
     # A stream of notices may be silent for long; each call has its own bound.
     timeout = httpx2.Timeout(_CONNECT_SECONDS, read=max(300.0, settings.timeout_seconds * 2))
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=timeout) as client,
+        httpx2.AsyncClient(headers=headers, timeout=timeout, verify=trusted()) as client,
         streamable_http_client(settings.url or "", http_client=client, max_sse_event_size=max_bytes) as streams,
     ):
         yield streams

@@ -7,6 +7,7 @@ import asyncio
 import heapq
 import itertools
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -65,7 +66,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._ready.clear()
         for task in list(self.tasks.values()):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with suppress(Exception, BaseExceptionGroup, GeneratorExit):  # of its clearing up
+            # Its clearing up may raise, and may begin what nobody is left to await.
+            with suppress(Exception, BaseExceptionGroup, GeneratorExit), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
                 task.get_coro().close()
         self._ready.clear()
         self._scheduled.clear()
