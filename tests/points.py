@@ -159,13 +159,13 @@ def _within_the_plans_rows(wanted: Wanted, point: str) -> None:
     _changes.Rows.write = hit_halfway
 
 
-def _after_commit(wanted: Wanted, point: str) -> None:
+def _after_commit(wanted: Wanted, point: str, *, number: signal.Signals = signal.SIGKILL) -> None:
     """It is durable, and neither the driver nor any client has been told."""
     answer = recorder.Recorder._answer
 
     def hit_first(self: recorder.Recorder, waiting: Any, fenced: Any) -> None:
         if wanted(waiting.changes):
-            hit(point)
+            hit(point, number)
         answer(self, waiting, fenced)
 
     _recorder.Recorder._answer = hit_first
@@ -292,6 +292,7 @@ def _tell_of_fenced(_point: str) -> None:
 
 
 FENCED = "fenced "
+STOPPED_BEFORE_TOOLS = "stops when the tools of step 3 are recorded and not called"
 
 KILLS: Mapping[str, Callable[[str], None]] = {
     "after the claim": _after_claim,
@@ -351,6 +352,7 @@ LOOP_KILLS: Mapping[str, Callable[[str], None]] = {
 OTHERS: Mapping[str, Callable[[str], None]] = {
     "poison": partial(_on_answer, Seat.EXECUTOR, holds=POISON),
     "stops before a result is recorded": _stop_before_writing,
+    STOPPED_BEFORE_TOOLS: partial(_after_commit, _opens_tools_of(3), number=signal.SIGSTOP),
     "tells of fenced writes": _tell_of_fenced,
 }
 

@@ -114,16 +114,18 @@ class ModelDeclined(SpoiledAnswer):
 class ToolError(PlanwaveError):
     """A tool call without a result. `kind` says which sort and is stored with the call; the model reads the message.
 
-    `may_have_acted` is False only where the call certainly changed nothing outside.
+    `may_have_acted` is False only where the call certainly changed nothing outside. `answered` is False where the tool
+    itself has said nothing: its time ran out, its server went away, it broke. Nobody knows what such a call did.
     """
 
     code = "tool_error"
 
-    def __init__(self, message: str, *, kind: str, may_have_acted: bool = True) -> None:
+    def __init__(self, message: str, *, kind: str, may_have_acted: bool = True, answered: bool = True) -> None:
         super().__init__(message)
         self.message = message
         self.kind = kind
         self.may_have_acted = may_have_acted
+        self.answered = answered
 
 
 class ToolRetry(ToolError):

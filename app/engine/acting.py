@@ -16,7 +16,7 @@ from app.domain.text import shortened
 from app.domain.transcript import MAX_CALLS_AT_ONCE, MAX_EQUAL_CALLS, NEVER_SENT, REPEATED, AskedCall, LoopStep
 from app.engine.calls import Call, result_text
 from app.engine.clock import Clock
-from app.engine.state import DrivenTask, RunState
+from app.engine.state import RunState
 from app.engine.tooling import ToolCaller, ToolCut, ToolFaulted, ToolOutcome, ToolReturned, ToolSending
 from app.llm.chat import ToolCall
 from app.storage.changes import Changes
@@ -170,6 +170,8 @@ class Acting:
         match outcome:
             case ToolReturned(_, text):
                 call.status, call.result = ToolCallStatus.RETURNED, text
+            case ToolFaulted(_, error) if _is_unknown(call, error):
+                call.status, call.error = ToolCallStatus.LOST, _stored(error)
             case ToolFaulted(_, error):
                 call.status, call.error = ToolCallStatus.FAILED, _stored(error)
             case ToolCut():
@@ -182,6 +184,8 @@ class Acting:
             if not self._state.tasks[key].transcript.in_flight:
                 self._state.walk.call_cut(key)
             return None
+        if call.status is ToolCallStatus.LOST and not self._state.walk.is_ending:
+            self._once_more(key, call, changes)
         return self.go_on(key, changes)
 
     def go_on(self, key: TaskKey, changes: Changes) -> Failure | None:
@@ -213,8 +217,8 @@ class Acting:
 
     def _open_review(self, key: TaskKey, call: AskedCall, changes: Changes) -> None:
         """Ask a person whether a call may be sent, or what became of one that nobody knows of."""
-        lost = any(before.may_have_acted for before in self._equal(key, call))
-        if lost:
+        unknown = [before for before in self._equal(key, call) if before.may_have_acted]
+        if lost := bool(unknown):
             text = (
                 f"Task {key} called {call.tool}, and nobody knows whether it acted. Is it to be called again "
                 "(retry), do you know what it gave (supply), or has the task failed (fail)?"
@@ -223,7 +227,7 @@ class Acting:
             text = f"May task {key} call {call.tool} with these arguments?"
         if visible(call.arguments) != call.arguments:
             text += " Some of their characters do not show."
-        question = {
+        question: dict[str, Any] = {
             "text": text,
             "tool_call": {
                 "number": call.number,
@@ -233,6 +237,8 @@ class Acting:
                 "outcome_unknown": lost,
             },
         }
+        if unknown and unknown[-1].error is not None:
+            question["error"] = dict(unknown[-1].error)
         review = ReviewRecord(
             id=new_id(),
             kind=ReviewKind.TOOL_CALL,
@@ -273,7 +279,10 @@ class Acting:
             call = self._state.tasks[key].transcript.find(review.tool_call)
         if key is None or call is None or call.status is not ToolCallStatus.AWAITING_REVIEW:
             return None  # the task has begun anew since
-        match Decision(answer["decision"]):
+        decision = Decision(answer["decision"])
+        if decision in (Decision.RETRY, Decision.SUPPLY):
+            self._state.tasks[key].spent_ms = 0  # used up, it would bring a person's word to nothing
+        match decision:
             case Decision.APPROVE | Decision.RETRY:
                 call.status = ToolCallStatus.ASKED
                 changes.tool_approved(call.number)
@@ -311,7 +320,7 @@ class Acting:
                 changes.tool_ended(call.number, call.status)
                 self._tell_of_end(key, call, changes)
                 if not state.walk.is_ending and task.attempt_open:
-                    self._once_more(key, task, call, changes)
+                    self._once_more(key, call, changes)
             waits = task.transcript.awaits_review and not task.transcript.asked
             if waits and state.walk.status(key) is TaskStatus.RUNNING:
                 state.walk.awaits_review(key)
@@ -323,7 +332,8 @@ class Acting:
             call.status, call.error = ToolCallStatus.REFUSED, NEVER_SENT.as_json()
             changes.tool_ended(call.number, call.status, error=call.error)
 
-    def _once_more(self, key: TaskKey, task: DrivenTask, lost: AskedCall, changes: Changes) -> None:
+    def _once_more(self, key: TaskKey, lost: AskedCall, changes: Changes) -> None:
+        """The lost call again, in its place: sent as far as it may be, else a person is asked."""
         self._state.last_tool_call += 1
         again = AskedCall(
             number=self._state.last_tool_call,
@@ -339,7 +349,7 @@ class Acting:
         )
         if lost.side_effects is SideEffects.ONCE:
             again.status = ToolCallStatus.AWAITING_REVIEW
-        task.transcript.replace(again)
+        self._state.tasks[key].transcript.replace(again)
         changes.tool_asked(again, task_key=key)
         self._tell_of(key, again, changes)
 
@@ -347,6 +357,11 @@ class Acting:
 def _key(run_id: str, task_key: TaskKey, tool: str, arguments: Mapping[str, Any]) -> str:
     """The same for the same task, tool and arguments, and for no others."""
     return sha256(json.dumps([run_id, task_key, tool, canonical(arguments)]).encode()).hexdigest()
+
+
+def _is_unknown(call: AskedCall, error: ToolError) -> bool:
+    """Whether it may have done what must not be done twice, and nobody knows."""
+    return call.side_effects is SideEffects.ONCE and error.may_have_acted and not error.answered
 
 
 def _too_many(left_out: int) -> tuple[str, str]:

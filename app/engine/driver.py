@@ -109,6 +109,9 @@ class Driver:
             calls = self._record(steps, state, acting, changes, begins=begins)
             if begins or calls or not changes.is_empty:
                 fenced = await self._shop.recorder.commit(changes)
+                if calls and self._shop.clock.now() - fenced.now > self._shop.lease_ms / 2:
+                    # This process stood still (stopped, or its machine paused): is the run still ours to send for?
+                    fenced = await self._shop.recorder.commit(state.changes())
                 if self.is_suspect and changes.has_outcome:
                     self.is_suspect = False
                     self._on_cleared()

@@ -103,7 +103,7 @@ class ToolCaller:
             # Whatever a tool raises, a cancel of its own included: else the task would wait for it for ever.
             self._log_breaking(error, sending, run_id)
             message = f"The tool broke ({type(error).__name__})."
-            came_back(ToolFaulted(sending, ToolFailed(message, kind="tool_failed")))
+            came_back(ToolFaulted(sending, ToolFailed(message, kind="tool_failed", answered=False)))
         else:
             came_back(ToolReturned(sending, self._shown(text)))
 
@@ -132,6 +132,7 @@ class ToolCaller:
                 f"The tool gave nothing within {seconds:g} seconds.",
                 kind="timeout",
                 may_have_acted=call.side_effects is not SideEffects.NONE,
+                answered=False,
             ) from None
 
     def _shown(self, text: str) -> str:
@@ -150,7 +151,7 @@ class ToolCaller:
         message = shortened(storable(self._toolbox.redacted(error.message)), _MAX_ERROR_CHARACTERS)
         kind = shortened(storable(self._toolbox.redacted(error.kind)), _MAX_KIND_CHARACTERS)
         told = ToolFailed if isinstance(error, ToolFailed) else ToolRetry
-        return told(message, kind=kind, may_have_acted=error.may_have_acted)
+        return told(message, kind=kind, may_have_acted=error.may_have_acted, answered=error.answered)
 
 
 def _is_cancelled() -> bool:

@@ -149,7 +149,7 @@ class FunctionTool(Generic[P, R]):
             message = f"The tool {self._spec.name} failed with {kind}."
         stack = Redaction(context.secrets.values())("".join(traceback.format_exception(error)))
         _log.error("tool failed", **self._fields(context), exception=stack)
-        return ToolFailed(message, kind="tool_failed", may_have_acted=may_have_acted)
+        return ToolFailed(message, kind="tool_failed", may_have_acted=may_have_acted, answered=False)
 
     def _fields(self, context: ToolContext) -> dict[str, str]:
         return {"tool": self._spec.name, "run_id": context.run_id, "task_key": context.task_key}

@@ -131,17 +131,18 @@ class Connection:
             with anyio.fail_after(seconds):
                 return await link.session.call_tool(tool, dict(arguments), meta=cast(RequestParamsMeta, meta))
         except TimeoutError:
-            raise ToolFailed(f"The tool gave no answer within {seconds:g} seconds.", kind="timeout") from None
+            message = f"The tool gave no answer within {seconds:g} seconds."
+            raise ToolFailed(message, kind="timeout", answered=False) from None
         except MCPError as error:
             link.listed_at = -math.inf  # whether it still knows us shows when its list is read
             if error.code == CONNECTION_CLOSED:
-                raise ToolFailed(
-                    "The tool's server went away during the call. It may have acted.", kind="tool_unavailable"
-                ) from None
+                message = "The tool's server went away during the call. It may have acted."
+                raise ToolFailed(message, kind="tool_unavailable", answered=False) from None
             message = shortened(storable(error.message), _MAX_MESSAGE_CHARACTERS)
             raise ToolRetry(f"The tool's server refused the call: {message}", kind="tool_error") from None
         except (RuntimeError, ValueError):
-            raise ToolFailed("The tool's answer is not of the form that it has announced.", kind="tool_error") from None
+            message = "The tool's answer is not of the form that it has announced."
+            raise ToolFailed(message, kind="tool_error", answered=False) from None
 
     def _away(self) -> ToolRetry:
         return ToolRetry(

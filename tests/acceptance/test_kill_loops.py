@@ -19,7 +19,7 @@ from app.storage.reviews import answer_review, list_reviews
 from app.storage.runs import lock_run
 from tests.databases import opened
 from tests.invariants import check
-from tests.points import LOOP_KILLS, was_hit
+from tests.points import LOOP_KILLS, STOPPED_BEFORE_TOOLS, was_hit
 from tests.polling import until
 from tests.prepared_workers import PreparedWorkers
 from tests.scripted_model import Plan, ScriptedModel, script, text
@@ -27,7 +27,7 @@ from tests.scripted_tools import calls, steps
 from tests.served_tools import NAMES, URL
 from tests.service_process import against
 from tests.sizes import sizes
-from tests.stored import T, expire, make_run, rows_of, set_run, the_run
+from tests.stored import T, expire, is_finished, make_run, rows_of, set_run, the_run
 from tests.tool_server import Act, ToolServer
 
 NEVER = 2**50
@@ -210,6 +210,23 @@ async def test_a_persons_word_on_a_charge_in_doubt_outlives_workers_that_are_kil
     assert stage.server.times(run)[act] == 1
     await stage.went_on([run])
     assert ((await the_run(stage.database, run)).status, stage.server.times(run)[act]) == (status, charged)
+
+
+async def test_a_charge_that_a_stopped_worker_was_about_to_send_is_not_sent_when_it_goes_on(stage: Stage) -> None:
+    run = await make_run(stage.database, plan=ONE, tools=NAMES)
+    stopped = await stage.workers.start(point=STOPPED_BEFORE_TOOLS, lease_seconds=2)
+    await until(lambda: was_hit(stopped.log, STOPPED_BEFORE_TOOLS))
+    peer = await stage.workers.start()
+    await until(partial(stage.stands, run))
+    (act,) = await stage.in_doubt(run)
+    await stage.answer(run, "retry")  # by somebody who has seen that nothing was charged
+    await until(partial(is_finished, stage.database, run))
+    stopped.cont()
+    await until(lambda: "lease lost" in stopped.log)
+    for worker in (stopped, peer):
+        assert await worker.terminate() == 0, worker.log
+    assert stage.server.times(run)[act] == 1
+    assert (await the_run(stage.database, run)).status == "succeeded"
 
 
 @pytest.mark.parametrize("crashes", sizes(10, 100))

@@ -127,22 +127,69 @@ def breaks(*_: Any) -> str:
     raise RuntimeError("Something happened half-way.")
 
 
-@pytest.mark.parametrize(("does", "attempts"), [(hangs, 1), (breaks, 2)], ids=["gives nothing in time", "breaks"])
-async def test_what_may_have_acted_before_it_failed_is_asked_about_before_it_is_sent_again(
-    engine: Engine, database: Database, shop: Shop, does: Any, attempts: int
+@pytest.mark.parametrize(
+    ("does", "kind"), [(hangs, "timeout"), (breaks, "tool_failed")], ids=["gives nothing in time", "breaks"]
+)
+async def test_what_says_nothing_after_it_may_have_acted_is_asked_about_before_the_model_hears_of_it(
+    engine: Engine, database: Database, shop: Shop, does: Any, kind: str
 ) -> None:
+    """A model that is told of it would do it in other words, which nobody can tell from doing it twice."""
     shop.charge.does = does
-    engine.model.begin(script({("executor", "a"): steps(calls(charge("x")), calls(charge("x")), text("done"))}))
-    run_id = await shop.run(max_attempts=attempts)
+    engine.model.begin(script({("executor", "a"): steps(calls(charge("x"), look("y")), text("done"))}))
+    run_id = await shop.run(max_attempts=1)
     await engine.until(is_asked, run_id)
     await check(database, run_id)
-    assert shop.charge.texts == ["x"]
+    assert len(engine.model.by_seat("executor")) == 1
     (review,) = await open_reviews(database, run_id)
     assert review.question["tool_call"]["outcome_unknown"] is True
+    assert review.question["error"]["kind"] == kind
+    assert "retry" in review.allowed_answers
     shop.does_as_told()
     await decide(database, run_id, "retry")
     assert (await engine.ended(run_id)).status == "succeeded"
     assert shop.charge.texts == ["x", "x"]
+    assert sorted(await became(database, run_id)) == [("charge", "lost"), ("charge", "returned"), ("look", "returned")]
+    await check(database, run_id)
+
+
+async def test_it_is_asked_about_as_often_as_it_says_nothing(engine: Engine, database: Database, shop: Shop) -> None:
+    shop.charge.does = hangs
+    engine.model.begin(script({("executor", "a"): steps(calls(charge("x")), text("done"))}))
+    run_id = await shop.run(max_attempts=1)
+    for times in (1, 2, 3):
+        await engine.until(lambda run: is_asked(run) and len(shop.charge.made) == times, run_id)  # noqa: B023 - awaited
+        if times < 3:
+            await decide(database, run_id, "retry")
+    await decide(database, run_id, "supply", result="paid")
+    assert (await engine.ended(run_id)).status == "succeeded"
+    assert shop.charge.texts == ["x", "x", "x"]
+    assert "paid" in engine.model.by_seat("executor")[-1].text
+
+
+async def test_a_task_whose_time_it_used_up_has_its_time_again_after_a_persons_word(
+    engine: Engine, database: Database, shop: Shop
+) -> None:
+    shop.charge.does = hangs
+    engine.model.begin(script({("executor", "a"): steps(*[calls(charge(t)) for t in "xyz"], text("done"))}))
+    run_id = await shop.run(max_attempts=1, task_timeout_seconds=1)
+    for times in (1, 2, 3):
+        await engine.until(lambda run: is_asked(run) and len(shop.charge.made) == times, run_id)  # noqa: B023 - awaited
+        await decide(database, run_id, "supply", result="paid")
+    assert (await engine.ended(run_id)).status == "succeeded"
+
+
+async def test_a_tool_that_says_itself_that_it_failed_is_heard_by_the_model(
+    engine: Engine, database: Database, shop: Shop
+) -> None:
+    def declined(*_: Any) -> str:
+        raise ToolRetry("The card was declined.", kind="declined")
+
+    shop.charge.does = declined
+    engine.model.begin(script({("executor", "a"): steps(calls(charge("x")), text("done"))}))
+    run_id = await shop.run()
+    assert (await engine.ended(run_id)).status == "succeeded"
+    assert "The card was declined." in engine.model.by_seat("executor")[-1].text
+    assert await became(database, run_id) == [("charge", "failed")]
 
 
 async def test_what_a_person_has_called_failed_is_asked_about_before_it_is_sent_again(

@@ -253,7 +253,7 @@ class Review(Answer):
 
     A `tool_call` has `number`, `tool`, `arguments` and `side_effects`. With `outcome_unknown` it was made before, and
     nobody knows whether it acted: is it to be made again (`retry`), is its result known (`supply`), or has it failed
-    (`fail`)?
+    (`fail`)? `error` says what was seen of it, where anything was.
     """
     allowed_answers: list[Decision]
     """The decisions it takes; none where the run ended unanswered."""
