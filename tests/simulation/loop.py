@@ -67,9 +67,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for task in list(self.tasks.values()):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             # Its clearing up may raise, and may begin what nobody is left to await.
-            with suppress(Exception, BaseExceptionGroup, GeneratorExit), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
-                task.get_coro().close()
+                with suppress(Exception, BaseExceptionGroup, GeneratorExit):
+                    task.get_coro().close()
         self._ready.clear()
         self._scheduled.clear()
 
