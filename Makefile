@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 TESTS ?=
 # Files of tests run side by side; they wait more than they compute.
 TEST_WORKERS ?= 3
+# They end processes, never the machine, so what they write need not reach a disk where memory has room for it.
+ifndef TMPDIR
+TEST_TMPDIR := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 { print $$4 }')" -gt 4000000 2>/dev/null && echo /dev/shm)
+endif
 
 # Never fetch an interpreter: the one in .venv is the one to use.
 export UV_PYTHON_DOWNLOADS := never
@@ -51,7 +55,7 @@ serve: $(VENV)/.runtime ## the service on http://127.0.0.1:8000, with /docs, unt
 	@$(BIN)/planwave serve
 
 test: $(VENV)/.development ## every test, on SQLite and PostgreSQL; some of them: make test TESTS=tests/domain
-	$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(if $(TEST_TMPDIR),TMPDIR=$(TEST_TMPDIR)) $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.development ## ruff: rules and format
 	$(BIN)/ruff check

@@ -32,6 +32,7 @@ async def asks(client: httpx.AsyncClient, run_id: str, *, status: str = "awaitin
             while run.get("status") != status or run["open_reviews"] == 0:
                 run = (await client.get(f"/runs/{run_id}")).json()
                 assert run.get("finished_at") is None, run
+                await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"it asked nothing: {run}") from None
     (review,) = await open_reviews(client, run_id)

@@ -140,8 +140,8 @@ class Engine:
     async def until_true(self, holds: Callable[[], bool]) -> None:
         """Return when this holds; for what no event tells of."""
         async with asyncio.timeout(WITHIN_SECONDS):
-            while not holds():
-                await self.database.ping()
+            while not holds():  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0.005)
 
     async def ended(self, run_id: RunId) -> RunRecord:
         """The run once it is over, with everything about it as it must be."""
