@@ -123,9 +123,8 @@ def _write(
     if may_be_written and (before := _written_before(connection, batch, batch_id)):
         return before
     passed = write(connection, [waiting.changes for waiting in batch], batch_id=batch_id)
-    for waiting in batch:
-        if waiting.changes.over and waiting.changes.run_id in passed:
-            notify(connection, waiting.changes.run_id, requested=False)
+    if over := [w.changes.run_id for w in batch if w.changes.over and w.changes.run_id in passed]:
+        notify(connection, *over, requested=False)
     return passed
 
 

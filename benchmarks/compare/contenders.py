@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 import httpx
 
 from benchmarks.compare.venvs import python_of
 from benchmarks.compare.workloads import Graph, Workload
 from tests.databases import Databases
-from tests.service_process import FINISHED, ROOT, ServiceProcess
+from tests.service_process import ROOT, ServiceProcess
 
 CONCURRENCY = 100
 """Model calls at once, of every contender."""
 
 _POSTS_AT_ONCE = 20
+_UNFINISHED = ("queued", "planning", "running")
+_FAILED = ("failed", "cancelled")
 
 Seen = Literal["walk", "calls", "nothing"]
 
@@ -189,22 +192,26 @@ class _Planwave:
 
     async def _run(self, workload: Workload) -> None:
         options = {"min_tasks": 1, "max_tasks": 10_000, "max_parallel": CONCURRENCY, "synthesize": False}
-        goal = {"goal": f"bench [[plan={workload.plan}]]", "options": options}
+        batch = uuid4().hex
+        goal = {"goal": f"bench [[plan={workload.plan}]]", "options": options, "metadata": {"batch": batch}}
         places = asyncio.Semaphore(_POSTS_AT_ONCE)
 
-        async def post() -> dict[str, Any]:
+        async def post() -> None:
             async with places:
                 response = await self._client.post("/goals", json=goal)
             response.raise_for_status()
-            run: dict[str, Any] = response.json()
-            return run
 
-        # One long poll after the other, or asking would be the work.
-        for run in await asyncio.gather(*(post() for _ in range(workload.runs))):
-            status = run["status"]
-            while status not in FINISHED:
-                response = await self._client.get(f"/runs/{run['id']}", headers={"Prefer": "wait=60"})
-                response.raise_for_status()
-                status = response.json()["status"]
-            if status != "succeeded":
-                raise Failed(f"a run {status}: {response.json()['error']}")
+        async def first_that(*statuses: str) -> dict[str, Any] | None:
+            query: dict[str, Any] = {"metadata[batch]": batch, "status": statuses, "limit": 1}
+            response = await self._client.get("/runs", params=query)
+            response.raise_for_status()
+            found: list[dict[str, Any]] = response.json()["data"]
+            return found[0] if found else None
+
+        await asyncio.gather(*(post() for _ in range(workload.runs)))
+        # One long poll after the other, each for a run that is not over, or asking would be the work.
+        while run := await first_that(*_UNFINISHED):
+            response = await self._client.get(f"/runs/{run['id']}", headers={"Prefer": "wait=60"})
+            response.raise_for_status()
+        if run := await first_that(*_FAILED):
+            raise Failed(f"a run {run['status']}: {run['error']}")
