@@ -27,7 +27,10 @@ def make_database(settings: Settings) -> Database:
 
 
 def make_model(settings: Settings) -> ChatModel:
-    """The model of these settings: an endpoint's, or the built-in one where neither endpoint nor key is set."""
+    """The model of these settings: an endpoint's, or the built-in one where neither endpoint nor key is set.
+
+    Raises `ConfigurationError` for an endpoint, or a proxy on the way there, that nobody could call.
+    """
     if settings.offline:
         return OfflineModel(seed=settings.offline_seed, delay_seconds=settings.offline_delay_seconds)
     from app.llm.openai_model import OpenAIModel  # noqa: PLC0415 - the SDK takes most of a second to import
@@ -57,29 +60,28 @@ def make_toolbox(settings: Settings) -> Toolbox:
 
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker alone, with everything it needs, until `stop` is set and it has drained."""
-    toolbox = make_toolbox(settings)
+    toolbox, model = make_toolbox(settings), make_model(settings)
     database = make_database(settings)
     try:
         await toolbox.open()
-        await work(database, toolbox, settings, stop)
+        await work(database, model, toolbox, settings, stop)
     finally:
         await toolbox.close()
         await database.close()
 
 
 async def work(
-    database: Database, toolbox: Toolbox, settings: Settings, stop: asyncio.Event, *, with_worker: bool = True
+    database: Database, model: ChatModel | None, toolbox: Toolbox, settings: Settings, stop: asyncio.Event
 ) -> None:
-    """Listen for what other processes announce and, `with_worker`, drive runs; until `stop` is set.
+    """Listen for what other processes announce and, where there is a model, drive runs; until `stop` is set.
 
-    The toolbox is open.
+    The toolbox is open. The model is closed afterwards.
     """
     listening = asyncio.create_task(listen(database)) if settings.wake == "auto" else None
     try:
-        if not with_worker:
+        if model is None:
             await stop.wait()
             return
-        model = make_model(settings)
         try:
             await Worker(database, model, settings, toolbox).run(stop)
         finally:

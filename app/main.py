@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.api.routes import create_api
 from app.api.services import Services
 from app.api.watch import RunWatch
-from app.bootstrap import make_database, make_toolbox, work
+from app.bootstrap import make_database, make_model, make_toolbox, work
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -22,12 +22,13 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     """The service of these settings. Its database must have the newest schema (`planwave db upgrade`)."""
     database = make_database(settings)
     toolbox = make_toolbox(settings)
+    model = make_model(settings) if with_worker else None
     services = Services(database=database, settings=settings, watch=RunWatch(database), toolbox=toolbox)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await toolbox.open()  # a goal may name what MCP servers offer as soon as there is an answer at all
-        working = asyncio.create_task(work(database, toolbox, settings, services.draining, with_worker=with_worker))
+        working = asyncio.create_task(work(database, model, toolbox, settings, services.draining))
         working.add_done_callback(_stop_service_if_broken)
         app.state.is_drained = working.done
         yield

@@ -12,7 +12,7 @@ import structlog
 from app.domain.errors import StorageUnavailable
 from app.domain.failures import Backoff, RunError
 from app.domain.ids import RunId
-from app.domain.status import RunStatus
+from app.domain.status import RunStatus, StopRequest
 from app.engine.calls import Caller
 from app.engine.clock import Clock
 from app.engine.driver import Driver
@@ -26,7 +26,7 @@ from app.llm.chat import ChatModel
 from app.settings import Settings
 from app.storage.changes import Changes
 from app.storage.database import Database, unbroken
-from app.storage.dispatch import Flags, Lease, claim, flags, release, renew, set_owner
+from app.storage.dispatch import Flags, Lease, claim, flags, flags_locked, release, renew, set_owner
 from app.storage.faults import patient
 from app.storage.idempotency import forget_old_keys
 from app.storage.runs import end_unfinished
@@ -181,12 +181,16 @@ class Worker:
 
     @unbroken
     async def _fail(self, lease: Lease, error: RunError) -> None:
-        """End a run that cannot be driven, rather than meet the same trouble for ever."""
+        """End a run that cannot be driven, rather than meet the same trouble for ever; as its client wants it, if so."""
         changes = Changes(tenant_id=lease.tenant_id, run_id=lease.run_id, token=lease.token)
-        changes.error = error.as_json()
         try:
             async with self._database.write() as connection:
-                await end_unfinished(connection, changes, RunStatus.FAILED)
+                asked = await flags_locked(connection, lease)
+                if asked is not None and asked.stop_requested is StopRequest.CANCEL:
+                    await end_unfinished(connection, changes, RunStatus.CANCELLED)
+                else:
+                    changes.error = error.as_json()
+                    await end_unfinished(connection, changes, RunStatus.FAILED)
                 await connection.run_sync(write, [changes])
                 await self._database.announce(connection, lease.run_id, requested=False)
         except StorageUnavailable:

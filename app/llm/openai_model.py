@@ -9,11 +9,14 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import httpx2
 import openai
+import yarl
 
 from app.domain.errors import (
     AuthFailed,
     CallRefused,
+    ConfigurationError,
     FormatRefused,
     ModelDeclined,
     SpoiledAnswer,
@@ -24,13 +27,14 @@ from app.domain.text import shortened, storable
 from app.domain.usage import Usage
 from app.llm.chat import ChatAnswer, ChatRequest, FormatLevel, Message, ToolCall, tool_call
 from app.llm.refusals import named
-from app.llm.transport import Transport, TransportError
+from app.llm.transport import Transport, TransportError, proxy_for
 from app.tls import trusted
 
 _SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for no key
 _MAX_TOKENS = 10**7  # more than any model reads or writes in a call: beyond it the count is not true
 _NO_NAME_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
 _SECRET = re.compile(r"\b(?:sk|pk|rk|key)-[A-Za-z0-9_-]{12,}|(?<=Bearer )\S{12,}")
+_NO_ADDRESS = "PLANWAVE_LLM_BASE_URL is not the address of an endpoint, such as https://api.openai.com/v1."
 
 
 class OpenAIModel:
@@ -44,12 +48,19 @@ class OpenAIModel:
     def __init__(self, *, base_url: str | None, api_key: str, max_concurrency: int, max_answer_bytes: int) -> None:
         # The SDK says where the endpoint is and how one speaks to it. Its client is not used for the exchange: most of
         # a call's cost was in its layers (ADR 6).
-        unused = openai.DefaultAsyncHttpxClient(verify=trusted())
-        sdk = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=unused)
+        unused = openai.DefaultAsyncHttpxClient(verify=trusted(), trust_env=False)
+        try:
+            sdk = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=unused)
+            url = yarl.URL(f"{sdk.base_url}chat/completions", encoded=True)
+            is_address = url.scheme in ("http", "https") and bool(url.host)
+        except (httpx2.InvalidURL, ValueError):
+            is_address = False
+        if not is_address:
+            raise ConfigurationError(_NO_ADDRESS)
         said = {**sdk.default_headers, **sdk.auth_headers, "Accept-Encoding": "identity"}
         self._headers = {name: value for name, value in said.items() if isinstance(value, str)}
-        self._url = f"{sdk.base_url}chat/completions"
-        self._transport = Transport(max_connections=max_concurrency, max_bytes=max_answer_bytes)
+        self._url = url
+        self._transport = Transport(max_connections=max_concurrency, max_bytes=max_answer_bytes, proxy=proxy_for(url))
         visible = "".join(character for character in api_key if " " < character <= "~")
         self._key = visible if len(visible) >= _SHORTEST_SECRET else ""
         self._levels: dict[tuple[str, bool, bool], FormatLevel] = {}

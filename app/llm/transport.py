@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 import yarl
 
+from app.domain.errors import ConfigurationError
 from app.tls import trusted
 
 _CONNECT_SECONDS = 10.0
@@ -28,12 +31,17 @@ class Response:
 class Transport:
     """At most `max_connections` at once, kept alive and used again. Redirects are not followed."""
 
-    def __init__(self, *, max_connections: int, max_bytes: int) -> None:
+    def __init__(self, *, max_connections: int, max_bytes: int, proxy: yarl.URL | None = None) -> None:
         self._max_connections = max_connections
         self._max_bytes = max_bytes
+        # Apart from each other: errors show the address.
+        self._proxy = None if proxy is None else proxy.with_user(None)
+        self._proxy_headers: dict[str, str] = {}
+        if proxy is not None and proxy.user is not None:
+            self._proxy_headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, url: yarl.URL, *, headers: Mapping[str, str], body: bytes) -> Response:
         """One exchange, as long as it takes. Cancelling the caller closes the connection.
 
         Raises `TransportError`, also for an answer of more than `max_bytes` (while it arrives) and for an encoded one.
@@ -41,8 +49,15 @@ class Transport:
         if self._session is None:
             self._session = self._connected()  # needs the running loop
         try:
+            if url.scheme == "http":
+                headers = {**headers, **self._proxy_headers}  # without a tunnel, the proxy reads the request itself
             answer = await self._session.post(
-                yarl.URL(url, encoded=True), headers=headers, data=body, allow_redirects=False
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
             )
             try:
                 response = Response(status=answer.status, headers=answer.headers, body=await self._body(answer))
@@ -85,3 +100,28 @@ class Transport:
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
         )
+
+
+def proxy_for(url: yarl.URL) -> yarl.URL | None:
+    """The proxy that the environment names for this address, as the openai SDK heeds it; none for this machine's own.
+
+    Raises `ConfigurationError` for one that is not spoken to over HTTP.
+    """
+    host, proxies = url.host or "", getproxies_environment()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named or _is_loopback(host) or proxy_bypass(host):
+        return None
+    try:
+        proxy = yarl.URL(named if "://" in named else f"http://{named}")
+    except ValueError:
+        raise ConfigurationError("The proxy that the environment names is not an address.") from None
+    if proxy.scheme not in ("http", "https") or not proxy.host:
+        raise ConfigurationError(f"Model calls go through proxies of http and https, and not of {proxy.scheme}.")
+    return proxy
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

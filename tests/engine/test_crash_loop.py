@@ -64,6 +64,16 @@ async def test_a_run_that_is_taken_over_a_fifth_time_fails_and_the_others_go_on(
     assert not engine.model.of_run(str(poison))
 
 
+async def test_a_run_that_is_given_up_while_its_client_wants_it_cancelled_is_cancelled(
+    engine: Engine, database: Database
+) -> None:
+    poison = await abandoned(database, takeovers=4)
+    await set_run(database, poison, stop_requested=StopRequest.CANCEL)
+    engine.worker()
+    run = await engine.ended(poison)
+    assert (run.status, run.error) == ("cancelled", None)
+
+
 async def test_a_run_that_is_taken_over_a_fourth_time_is_driven(engine: Engine, database: Database) -> None:
     run_id = await abandoned(database, takeovers=3)
     engine.worker()

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.errors import (
-    TransportFault,
-)
+from app.domain.errors import ConfigurationError, TransportFault
 from tests.endpoint import PATIENCE_SECONDS, Endpoint, a_request, model_at
 from tests.scripted_model import Call, Reply, ScriptedModel, error, hang, reset, text, wire
 
@@ -27,12 +25,21 @@ async def test_a_refused_connection_is_a_transport_fault() -> None:
     assert raised.value.kind == "connection"
 
 
-@pytest.mark.parametrize("url", ["http://planwave.invalid/v1", "no-scheme/v1", "ftp://127.0.0.1/v1"])
-async def test_an_address_that_leads_nowhere_is_a_transport_fault(url: str) -> None:
-    async with model_at(url) as model:
+async def test_an_address_that_leads_nowhere_is_a_transport_fault() -> None:
+    async with model_at("http://planwave.invalid/v1") as model:
         with pytest.raises(TransportFault) as raised:
             await model.complete(a_request())
     assert raised.value.kind == "connection"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["no-scheme/v1", "ftp://127.0.0.1/v1", "http:///v1", "http://host:port/v1", "http://[::1/v1", "http://h:99999/v1"],
+)
+async def test_what_is_no_address_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="PLANWAVE_LLM_BASE_URL"):
+        async with model_at(url):
+            pass
 
 
 @pytest.mark.parametrize(
