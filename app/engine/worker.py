@@ -181,7 +181,7 @@ class Worker:
 
     @unbroken
     async def _fail(self, lease: Lease, error: RunError) -> None:
-        """End a run that cannot be driven, rather than meet the same trouble for ever; as its client wants it, if so."""
+        """End a run that cannot be driven, rather than meet the same trouble for ever; or cancel it, where asked to."""
         changes = Changes(tenant_id=lease.tenant_id, run_id=lease.run_id, token=lease.token)
         try:
             async with self._database.write() as connection:
