@@ -196,22 +196,29 @@ class _Planwave:
         goal = {"goal": f"bench [[plan={workload.plan}]]", "options": options, "metadata": {"batch": batch}}
         places = asyncio.Semaphore(_POSTS_AT_ONCE)
 
-        async def post() -> None:
+        async def post() -> dict[str, Any]:
             async with places:
                 response = await self._client.post("/goals", json=goal)
-            response.raise_for_status()
+            return self._answer(response)
 
         async def first_that(*statuses: str) -> dict[str, Any] | None:
             query: dict[str, Any] = {"metadata[batch]": batch, "status": statuses, "limit": 1}
-            response = await self._client.get("/runs", params=query)
-            response.raise_for_status()
-            found: list[dict[str, Any]] = response.json()["data"]
+            found = self._answer(await self._client.get("/runs", params=query))["data"]
             return found[0] if found else None
 
-        await asyncio.gather(*(post() for _ in range(workload.runs)))
+        run: dict[str, Any] | None
+        *others, run = await asyncio.gather(*(post() for _ in range(workload.runs)))
         # One long poll after the other, each for a run that is not over, or asking would be the work.
-        while run := await first_that(*_UNFINISHED):
-            response = await self._client.get(f"/runs/{run['id']}", headers={"Prefer": "wait=60"})
-            response.raise_for_status()
-        if run := await first_that(*_FAILED):
+        while run is not None:
+            run = self._answer(await self._client.get(f"/runs/{run['id']}", headers={"Prefer": "wait=60"}))
+            if run["status"] in _FAILED:
+                raise Failed(f"a run {run['status']}: {run['error']}")
+            if run["status"] not in _UNFINISHED:
+                run = await first_that(*_UNFINISHED) if others else None
+        if others and (run := await first_that(*_FAILED)):
             raise Failed(f"a run {run['status']}: {run['error']}")
+
+    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+        response.raise_for_status()
+        answer: dict[str, Any] = response.json()
+        return answer
