@@ -9,7 +9,8 @@ TESTS ?=
 TEST_WORKERS ?= 3
 # They end processes, never the machine, so what they write need not reach a disk where memory has room for it.
 ifndef TMPDIR
-TEST_TMPDIR := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 { print $$4 }')" -gt 4000000 2>/dev/null && echo /dev/shm)
+TEST_TMPDIR := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 { print $$4 }')" -gt 4000000 2>/dev/null \
+	&& awk '/MemAvailable/ { exit $$2 < 6000000 }' /proc/meminfo && echo /dev/shm)
 endif
 
 # Never fetch an interpreter: the one in .venv is the one to use.

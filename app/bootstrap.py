@@ -1,6 +1,7 @@
 """The composition root: settings in, wired parts out."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from app.engine.worker import Worker
@@ -58,9 +59,13 @@ def make_toolbox(settings: Settings) -> Toolbox:
     )
 
 
-async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
-    """A worker alone, with everything it needs, until `stop` is set and it has drained."""
+async def run_worker(settings: Settings, stop: asyncio.Event, on_start: Callable[[], None] = lambda: None) -> None:
+    """A worker alone, with everything it needs, until `stop` is set and it has drained.
+
+    Raises `ConfigurationError` before `on_start` is called.
+    """
     toolbox, model = make_toolbox(settings), make_model(settings)
+    on_start()
     database = make_database(settings)
     try:
         await toolbox.open()

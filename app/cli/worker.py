@@ -28,9 +28,12 @@ async def _until_signalled(settings: Settings, signals: Signals) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals.drain_on_first(lambda: loop.call_soon_threadsafe(stop.set), grace_seconds=settings.drain_seconds)
-    settle()
-    typer.echo(f"The worker looks for runs. Answers come from: {answering_model(settings)}.")
-    await run_worker(settings, stop)
+
+    def greet() -> None:
+        settle()
+        typer.echo(f"The worker looks for runs. Answers come from: {answering_model(settings)}.")
+
+    await run_worker(settings, stop, greet)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

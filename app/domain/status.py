@@ -206,5 +206,5 @@ class ToolCallStatus(StrEnum):
     REFUSED = "refused"
     # Cut by us: nobody knows what it did.
     CANCELLED = "cancelled"
-    # Its worker died or lost the run; nobody knows what it did.
+    # Its worker died or lost the run, or its tool, which acts each time, said nothing: nobody knows what it did.
     LOST = "lost"

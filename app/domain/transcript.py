@@ -135,8 +135,9 @@ class Transcript:
 
     @property
     def final(self) -> AskedCall | None:
-        """The call of the last step that spoils the attempt, if there is one."""
-        return next((call for call in self._last() if call.is_final), None)
+        """The call of the last step that spoils the attempt, if there is one; a person's word goes first."""
+        finals = [call for call in self._last() if call.is_final]
+        return min(finals, key=lambda call: not (call.error or {}).get("closed"), default=None)
 
     def must_answer(self, attempt: int, max_steps: int) -> bool:
         """Whether the next step is the last one: the model may call no more tools, and is to answer."""

@@ -237,8 +237,9 @@ class Acting:
                 "outcome_unknown": lost,
             },
         }
-        if unknown and unknown[-1].error is not None:
-            question["error"] = dict(unknown[-1].error)
+        last = max(unknown, key=lambda before: before.number, default=None)
+        if last is not None and last.error is not None:
+            question["error"] = dict(last.error)
         review = ReviewRecord(
             id=new_id(),
             kind=ReviewKind.TOOL_CALL,
@@ -281,7 +282,7 @@ class Acting:
             return None  # the task has begun anew since
         decision = Decision(answer["decision"])
         if decision in (Decision.RETRY, Decision.SUPPLY):
-            self._state.tasks[key].spent_ms = 0  # used up, it would bring a person's word to nothing
+            self._state.tasks[key].has_time_again(self._clock.now())  # used up, a person's word would come to nothing
         match decision:
             case Decision.APPROVE | Decision.RETRY:
                 call.status = ToolCallStatus.ASKED

@@ -30,7 +30,7 @@ from app.engine.tooling import ToolCut, ToolOutcome, ToolSending
 from app.engine.workshop import Workshop
 from app.storage.changes import Changes
 from app.storage.database import unbroken
-from app.storage.dispatch import Flags, Lease, flags_locked, release
+from app.storage.dispatch import Flags, Lease, flags_locked, release, renew
 from app.storage.faults import patient
 from app.storage.records import ReviewRecord
 from app.storage.resume import StoredRun, load
@@ -58,6 +58,7 @@ class Driver:
         """How often it has been told what clients want."""
         self._stop: StopRequest | None = None
         self._answers = 0  # how many answers to reviews there are
+        self._held_at = lease.claimed_at  # when the run was last known to be ours
         self._draining = False
 
     @property
@@ -109,15 +110,15 @@ class Driver:
             calls = self._record(steps, state, acting, changes, begins=begins)
             if begins or calls or not changes.is_empty:
                 fenced = await self._shop.recorder.commit(changes)
-                if calls and self._shop.clock.now() - fenced.now > self._shop.lease_ms / 2:
-                    # This process stood still (stopped, or its machine paused): is the run still ours to send for?
-                    fenced = await self._shop.recorder.commit(state.changes())
+                self._held_at = fenced.now
                 if self.is_suspect and changes.has_outcome:
                     self.is_suspect = False
                     self._on_cleared()
                 if fenced.answers > self._answers or (fenced.stop_requested is not None and self._stop is None):
                     self.heed(Flags(stop_requested=fenced.stop_requested, answers=fenced.answers))
             begins = False
+            if calls:
+                await self._hold()
             self._send(calls, state, group)
             if changes.over:
                 return
@@ -306,9 +307,21 @@ class Driver:
                 self._admission.sent()
                 sending = group.create_task(self._shop.caller.send(call, state.run.id, self._inbox.put))
             else:
-                sending = group.create_task(self._shop.tools.send(call, state.run.id, self._inbox.put))
+                sending = group.create_task(self._shop.tools.send(call, state.run.id, self._inbox.put, self._hold))
             self._calls.add(sending)
             sending.add_done_callback(partial(self._call_ended, call))
+
+    @patient
+    async def _hold(self) -> None:
+        """Before a call is sent: is the run still ours, after however long a standstill? Raises `LeaseLost`."""
+        now = self._shop.clock.now()
+        if now - self._held_at <= self._shop.lease_ms / 2:
+            return
+        async with self._shop.database.write() as connection:
+            kept = await renew(connection, [self.lease], lease_ms=self._shop.lease_ms)
+        if self.lease.run_id not in kept:
+            raise LeaseLost("The run is driven by another worker.")
+        self._held_at = now
 
     def _call_ended(self, call: Call | ToolSending, ended: asyncio.Task[None]) -> None:
         self._calls.discard(ended)

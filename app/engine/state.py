@@ -71,6 +71,11 @@ class DrivenTask:
             self.spent_ms += max(0, now - self._since)
         self._since = None
 
+    def has_time_again(self, now: int) -> None:
+        """Its time begins anew."""
+        self.spent_ms = 0
+        self._since = None if self._since is None else now
+
     @property
     def counted(self) -> int:
         """Attempts that count against `max_attempts`."""

@@ -2,14 +2,14 @@
 
 import asyncio
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from app.agents.briefing import visible
-from app.domain.errors import ToolError, ToolFailed, ToolRetry
+from app.domain.errors import LeaseLost, ToolError, ToolFailed, ToolRetry
 from app.domain.ids import RunId, TaskKey
 from app.domain.status import SideEffects
 from app.domain.text import shortened, storable
@@ -87,12 +87,24 @@ class ToolCaller:
             for spec in specs
         ]
 
-    async def send(self, sending: ToolSending, run_id: RunId, came_back: Callable[[ToolOutcome], None]) -> None:
-        """Call once and report the outcome; nothing is reported when cancelled."""
+    async def send(
+        self,
+        sending: ToolSending,
+        run_id: RunId,
+        came_back: Callable[[ToolOutcome], None],
+        hold: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Call once and report the outcome; nothing is reported when cancelled.
+
+        `hold` is asked when its turn has come, however long that took, and raises `LeaseLost`.
+        """
         call = sending.call
         try:
             async with self._places:
+                await hold()
                 text = await self._call(sending, run_id)
+        except LeaseLost:
+            raise
         except ToolError as error:
             told = self._told(error)
             log.info("tool gave nothing", run_id=str(run_id), task_key=sending.task_key, tool=call.tool, kind=told.kind)

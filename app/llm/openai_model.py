@@ -34,7 +34,7 @@ _SHORTEST_SECRET = 8  # shorter ones are placeholders for servers that ask for n
 _MAX_TOKENS = 10**7  # more than any model reads or writes in a call: beyond it the count is not true
 _NO_NAME_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
 _SECRET = re.compile(r"\b(?:sk|pk|rk|key)-[A-Za-z0-9_-]{12,}|(?<=Bearer )\S{12,}")
-_NO_ADDRESS = "PLANWAVE_LLM_BASE_URL is not the address of an endpoint, such as https://api.openai.com/v1."
+_NO_ADDRESS = "PLANWAVE_LLM_BASE_URL must be a plain address, such as https://api.openai.com/v1."
 
 
 class OpenAIModel:
@@ -52,7 +52,7 @@ class OpenAIModel:
         try:
             sdk = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=unused)
             url = yarl.URL(f"{sdk.base_url}chat/completions", encoded=True)
-            is_address = url.scheme in ("http", "https") and bool(url.host)
+            is_address = url.scheme in ("http", "https") and _is_plain(url)
         except (httpx2.InvalidURL, ValueError):
             is_address = False
         if not is_address:
@@ -307,3 +307,8 @@ def _usage(reported: object, request: ChatRequest, written: int) -> Usage:
     asked += sum(len(call.name) + len(call.arguments) for message in request.messages for call in message.tool_calls)
     asked += sum(len(f"{tool.name}{tool.description}{tool.parameters}") for tool in request.tools)
     return Usage(input_tokens=tokens("prompt_tokens", asked), output_tokens=tokens("completion_tokens", written))
+
+
+def _is_plain(url: yarl.URL) -> bool:
+    """Whether it has a host that can be one, and neither credentials, which the key would contradict, nor a query."""
+    return bool(url.host) and "%" not in (url.host or "") and url.user is None and not url.query_string

@@ -12,6 +12,7 @@ from app.domain.errors import ConfigurationError
 from app.tls import trusted
 
 _CONNECT_SECONDS = 10.0
+_NO_PROXY_ADDRESS = "The proxy that the environment names is not an address."
 _MAX_HEADER_BYTES = 64 * 1024  # of one line; gateways are fond of long ones
 
 
@@ -103,20 +104,22 @@ class Transport:
 
 
 def proxy_for(url: yarl.URL) -> yarl.URL | None:
-    """The proxy that the environment names for this address, as the openai SDK heeds it; none for this machine's own.
+    """The proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY mean for this address; none for loopback.
 
     Raises `ConfigurationError` for one that is not spoken to over HTTP.
     """
     host, proxies = url.host or "", getproxies_environment()
-    named = proxies.get(url.scheme) or proxies.get("all")
-    if not named or _is_loopback(host) or proxy_bypass(host):
+    named = (proxies.get(url.scheme) or proxies.get("all") or "").strip()
+    if not named or _is_loopback(host) or proxy_bypass(host) or proxy_bypass(f"{host}:{url.port}"):
         return None
     try:
         proxy = yarl.URL(named if "://" in named else f"http://{named}")
     except ValueError:
-        raise ConfigurationError("The proxy that the environment names is not an address.") from None
-    if proxy.scheme not in ("http", "https") or not proxy.host:
+        raise ConfigurationError(_NO_PROXY_ADDRESS) from None
+    if proxy.scheme not in ("http", "https"):
         raise ConfigurationError(f"Model calls go through proxies of http and https, and not of {proxy.scheme}.")
+    if not proxy.host or ":" in (proxy.user or ""):
+        raise ConfigurationError(_NO_PROXY_ADDRESS)
     return proxy
 
 

@@ -85,7 +85,8 @@ class Changes:
     def has_outcome(self) -> bool:
         """Whether the run has come further: some call has an end that its own worker saw."""
         ended = (*self._ended_calls, *self._ended_tool_calls)
-        return any(call["status"] not in (CallStatus.LOST, ToolCallStatus.LOST) for call in ended)
+        lost = (CallStatus.LOST, ToolCallStatus.LOST)
+        return any(call["status"] not in lost or call.get("error") is not None for call in ended)
 
     @property
     def touches_tasks(self) -> bool:

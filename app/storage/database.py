@@ -56,13 +56,13 @@ class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function th
 
 @compiles(now_ms, "postgresql")
 def _now_ms_postgresql(element: now_ms, compiler: Any, **kw: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+    return "CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS BIGINT)"
 
 
 @compiles(now_ms, "sqlite")
 def _now_ms_sqlite(element: now_ms, compiler: Any, **kw: Any) -> str:
-    # unixepoch('subsec') is NULL before SQLite 3.42.
-    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+    # unixepoch('subsec') is NULL before SQLite 3.42. Days are whole milliseconds there, as near as a float can say.
+    return "CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER)"
 
 
 def new_id() -> UUID:

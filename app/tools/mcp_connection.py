@@ -14,6 +14,9 @@ from mcp.client import ClientSession
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import (
     CONNECTION_CLOSED,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    PARSE_ERROR,
     CallToolResult,
     Implementation,
     PaginatedRequestParams,
@@ -139,7 +142,9 @@ class Connection:
                 message = "The tool's server went away during the call. It may have acted."
                 raise ToolFailed(message, kind="tool_unavailable", answered=False) from None
             message = shortened(storable(error.message), _MAX_MESSAGE_CHARACTERS)
-            raise ToolRetry(f"The tool's server refused the call: {message}", kind="tool_error") from None
+            # The SDK's own words for an answer that was none, of a gateway perhaps, come with these codes too.
+            answered = error.code not in (INTERNAL_ERROR, PARSE_ERROR, INVALID_REQUEST)
+            raise ToolRetry(f"The call was refused: {message}", kind="tool_error", answered=answered) from None
         except (RuntimeError, ValueError):
             message = "The tool's answer is not of the form that it has announced."
             raise ToolFailed(message, kind="tool_error", answered=False) from None

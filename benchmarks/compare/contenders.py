@@ -23,7 +23,7 @@ CONCURRENCY = 100
 
 _POSTS_AT_ONCE = 20
 _UNFINISHED = ("queued", "planning", "running")
-_FAILED = ("failed", "cancelled")
+_FAILED = ("failed", "cancelled", "paused", "awaiting_review")
 
 Seen = Literal["walk", "calls", "nothing"]
 

@@ -15,6 +15,7 @@ from tests.engine.troubled import REWORDED, is_asked, retried, say
 from tests.invariants import check
 from tests.scripted_model import script, text
 from tests.scripted_tools import calls, steps
+from tests.stored import row_of, set_run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -175,6 +176,57 @@ async def test_a_task_whose_time_it_used_up_has_its_time_again_after_a_persons_w
     for times in (1, 2, 3):
         await engine.until(lambda run: is_asked(run) and len(shop.charge.made) == times, run_id)  # noqa: B023 - awaited
         await decide(database, run_id, "supply", result="paid")
+    assert (await engine.ended(run_id)).status == "succeeded"
+
+
+async def test_a_person_is_shown_what_was_seen_of_the_last_such_call(
+    engine: Engine, database: Database, shop: Shop
+) -> None:
+    def does(*_: Any) -> str:
+        if len(shop.charge.made) == 1:
+            raise ToolRetry("The bank says perhaps.", kind="perhaps")
+        raise RuntimeError("Something happened half-way.")
+
+    shop.charge.does = does
+    engine.model.begin(script({("executor", "a"): steps(calls(charge("x")), calls(charge("x")), text("done"))}))
+    run_id = await shop.run(max_attempts=1)
+    for times, kind in ((1, "perhaps"), (2, "tool_failed")):
+        await engine.until(lambda run: is_asked(run) and len(shop.charge.made) == times, run_id)  # noqa: B023 - awaited
+        (review,) = await open_reviews(database, run_id)
+        assert review.question["error"]["kind"] == kind
+        if kind == "perhaps":
+            await decide(database, run_id, "retry")
+    await decide(database, run_id, "supply", result="paid")
+    assert (await engine.ended(run_id)).status == "succeeded"
+
+
+async def test_a_person_who_calls_it_failed_is_heard_though_another_call_has_failed_before(
+    engine: Engine, database: Database, shop: Shop
+) -> None:
+    def out_of_order(*_: Any) -> str:
+        raise ToolFailed("Out of order.", kind="tool_failed")
+
+    shop.look.does, shop.charge.does = out_of_order, breaks
+    engine.model.begin(script({("executor", "a"): steps(calls(look("y"), charge("x")), text("done"))}))
+    run_id = await shop.run(max_attempts=3, on_failure="fail")
+    await engine.until(is_asked, run_id)
+    await decide(database, run_id, "fail")
+    assert (await engine.ended(run_id)).status == "failed"
+    assert len(engine.model.by_seat("executor")) == 1
+
+
+async def test_a_tool_that_says_nothing_does_not_pass_for_the_death_of_a_worker(
+    engine: Engine, database: Database, shop: Shop
+) -> None:
+    shop.charge.does = hangs
+    engine.model.begin(script({("executor", "a"): steps(calls(charge("x")), text("done"))}))
+    run_id = await shop.run(max_attempts=1)
+    await engine.until(is_asked, run_id)
+    await set_run(database, run_id, takeovers=4)
+    await decide(database, run_id, "retry")
+    await engine.until(lambda run: is_asked(run) and len(shop.charge.made) == 2, run_id)
+    assert (await row_of(database, run_id))["takeovers"] == 0
+    await decide(database, run_id, "supply", result="paid")
     assert (await engine.ended(run_id)).status == "succeeded"
 
 

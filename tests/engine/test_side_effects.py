@@ -263,6 +263,27 @@ async def test_a_worker_that_lost_its_run_while_a_tool_was_called_records_nothin
     assert shop.charge.texts == ["x"]
 
 
+async def test_a_call_that_waited_for_its_turn_is_not_sent_for_a_run_that_was_lost_meanwhile(
+    engine: Engine, database: Database, shop: Shop
+) -> None:
+    """Its worker stood still: it has not heard yet of who has taken over."""
+    acts(engine, calls(charge("x"), charge("y")), text("done"))
+    held = Held()
+    shop.charge.does = held
+    first = shop.worker(lease_seconds=3_600, tool_max_concurrency=1, worker_max_runs=1)
+    run_id = await shop.run()
+    await engine.until_true(lambda: len(shop.charge.made) == 1)
+    await expire(database, run_id)
+    shop.worker()
+    run = await engine.until(is_asked, run_id)
+    assert (run.open_reviews, shop.charge.texts) == (2, ["x"])
+    clock = first.worker._shop.clock
+    clock._offset_ms += 3_600_000
+    held.gate.set()
+    await engine.until_true(lambda: run_id not in first.worker._drivers)
+    assert shop.charge.texts == ["x"]
+
+
 # --- cancelled, and tried again
 
 

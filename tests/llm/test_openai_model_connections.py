@@ -34,7 +34,10 @@ async def test_an_address_that_leads_nowhere_is_a_transport_fault() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["no-scheme/v1", "ftp://127.0.0.1/v1", "http:///v1", "http://host:port/v1", "http://[::1/v1", "http://h:99999/v1"],
+    [
+        *["no-scheme/v1", "ftp://127.0.0.1/v1", "http:///v1", "http://host:port/v1", "http://[::1/v1"],
+        *["http://h:99999/v1", "http://u:p@host/v1", "http://a b/v1", "http://host/v1?api=1"],
+    ],
 )
 async def test_what_is_no_address_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(ConfigurationError, match="PLANWAVE_LLM_BASE_URL"):

@@ -12,7 +12,6 @@ from app.domain.errors import ConfigurationError, TransportFault
 from app.llm.transport import proxy_for
 from tests.endpoint import a_request, model_at
 
-NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 ANSWER = json.dumps({"choices": [{"message": {"content": "by proxy"}, "finish_reason": "stop"}]}).encode()
 
 
@@ -36,13 +35,6 @@ class Proxy:
             writer.write(opening.encode() + ANSWER)
         await writer.drain()
         writer.close()
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.fixture
@@ -87,6 +79,9 @@ async def test_what_is_encrypted_goes_through_a_tunnel(proxy: Proxy) -> None:
         ("http://model.internal/v1", {"HTTP_PROXY": "http://p", "NO_PROXY": ".internal"}, None),
         ("http://model.internal/v1", {"HTTP_PROXY": "http://p", "NO_PROXY": "*"}, None),
         ("http://model.internal/v1", {"HTTP_PROXY": "http://p", "NO_PROXY": "other.internal"}, "http://p"),
+        ("http://model.internal:8080/v1", {"HTTP_PROXY": "http://p", "NO_PROXY": "model.internal:8080"}, None),
+        ("http://model.internal:8081/v1", {"HTTP_PROXY": "http://p", "NO_PROXY": "model.internal:8080"}, "http://p"),
+        ("http://model.internal/v1", {"HTTP_PROXY": " "}, None),
         ("http://127.0.0.1:11434/v1", {"HTTP_PROXY": "http://p"}, None),
         ("http://[::1]:11434/v1", {"ALL_PROXY": "http://p"}, None),
         ("http://localhost:11434/v1", {"HTTP_PROXY": "http://p"}, None),
@@ -102,7 +97,12 @@ def test_the_environment_says_which(
 
 @pytest.mark.parametrize(
     ("proxy", "said"),
-    [("socks5://somebody:s3cret@p:1080", "socks5"), ("http://s3cret@p:many", "address"), ("http://", "http")],
+    [
+        ("socks5://somebody:s3cret@p:1080", "socks5"),
+        ("http://s3cret@p:many", "address"),
+        ("http://", "address"),
+        ("http://s3c%3Aret:s3cret@p", "address"),
+    ],
 )
 def test_a_proxy_that_cannot_be_used_is_refused_at_the_start(
     proxy: str, said: str, monkeypatch: pytest.MonkeyPatch
