@@ -50,7 +50,7 @@ MUTANTS = {
     "a call is sent before it is recorded": mutant(
         Driver._drive,
         ("if begins or calls or", "self._send(calls, state, group)\n        if begins or calls or"),
-        ("begins = False\n        self._send(calls, state, group)", "begins = False"),
+        ("await self._hold()\n        self._send(calls, state, group)", "await self._hold()"),
     ),
     "an outcome is forgotten when the database is away": mutant(
         Recorder._commit,

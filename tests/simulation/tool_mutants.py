@@ -36,8 +36,8 @@ TOOL_MUTANTS = {
             "self._send([c for c in calls if not hasattr(c, 'seat')], state, group)\n        if begins or calls or",
         ),
         (
-            "begins = False\n        self._send(calls, state, group)",
-            "begins = False\n        self._send([c for c in calls if hasattr(c, 'seat')], state, group)",
+            "await self._hold()\n        self._send(calls, state, group)",
+            "await self._hold()\n        self._send([c for c in calls if hasattr(c, 'seat')], state, group)",
         ),
     ),
     "a tool that is not the task's is called": mutant(
