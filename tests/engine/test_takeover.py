@@ -8,7 +8,9 @@ import sqlalchemy as sa
 
 from app.domain.ids import RunId
 from app.storage import tables
+from app.storage.changes import Changes
 from app.storage.database import Database
+from app.storage.dispatch import Fenced
 from app.storage.steering import request_cancel
 from tests.engine.conftest import Engine, Gates, WorkerHere
 from tests.invariants import check
@@ -298,3 +300,24 @@ async def test_a_worker_that_renews_too_late_drops_what_another_has_and_cuts_its
     await left_behind.drain()
     gates.open("a")
     assert (await engine.ended(run_id)).status == "succeeded"
+
+
+async def test_a_call_is_not_sent_for_a_run_that_was_lost_while_its_worker_stood_still(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = engine.worker(lease_seconds=3_600, worker_max_runs=1)
+    recorder, clock = first.worker._recorder, first.worker._shop.clock
+    commit, lost = recorder.commit, []
+
+    async def stands_still_then(changes: Changes) -> Fenced:
+        fenced = await commit(changes)
+        await expire(database, RunId(changes.run_id))
+        await claim_one(database)
+        clock._offset_ms += 3_600_000
+        lost.append(changes.run_id)
+        return fenced
+
+    monkeypatch.setattr(recorder, "commit", stands_still_then)
+    run_id = await make_run(database, plan={"a": []})
+    await engine.until_true(lambda: lost == [run_id] and run_id not in first.worker._drivers)
+    assert not engine.model.calls
