@@ -305,15 +305,27 @@ async def test_a_wait_longer_than_the_lease_gives_the_run_back_until_it_is_due(
     assert (await row_of(database, run_id))["takeovers"] == 0
 
 
-async def test_a_worker_does_not_take_its_own_runs_from_itself(engine: Engine, database: Database) -> None:
+async def test_a_worker_does_not_take_its_own_runs_from_itself(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After an outage longer than the lease it must go on with what it has, not throw it away."""
     gates = Gates()
     engine.model.begin(script({("executor", "a"): gates}))
     worker = engine.worker()
     run_id = await make_run(database, plan=ONE)
     await engine.model.until(lambda: len(engine.model.calls) == 1)
-    await expire(database, run_id)
-    worker.worker._renewed_at = -1e9
+    looks_for_no_more = asyncio.Event()
+
+    def no_room() -> int:
+        looks_for_no_more.set()
+        return 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.worker, "_room", no_room)
+        worker.worker._work_may_be_due.set()
+        await looks_for_no_more.wait()  # a claim under way would find the lease run out a moment after its renewal
+        await expire(database, run_id)
+        worker.worker._renewed_at = -1e9
     await engine.ended(await make_run(database, plan={"other": []}))  # which it has claimed since
     row = await row_of(database, run_id)
     assert (row["epoch"], row["takeovers"]) == (1, 0)
