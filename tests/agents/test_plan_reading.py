@@ -358,7 +358,8 @@ def test_any_json_is_a_plan_or_has_problems(value: Any) -> None:
 @pytest.mark.parametrize("opening", ["[", '{"tasks":', '{"tasks":[', '[{"a":'])
 @pytest.mark.parametrize("closing", ["", "]", "}"])
 def test_five_thousand_levels_are_refused(opening: str, closing: str) -> None:
-    assert code_of(opening * 5_000 + closing * 5_000) == "not_json"
+    # CPython 3.12 and later read so deep where the brackets match, and find nothing in it.
+    assert code_of(opening * 5_000 + closing * 5_000) in ("not_json", "no_tasks")
 
 
 @pytest.mark.parametrize(

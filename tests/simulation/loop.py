@@ -70,7 +70,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 with suppress(Exception, BaseExceptionGroup, GeneratorExit):
-                    task.get_coro().close()
+                    if (coroutine := task.get_coro()) is not None:
+                        coroutine.close()
         self._ready.clear()
         self._scheduled.clear()
 
