@@ -20,6 +20,10 @@ TOOL_MUTANTS = {
         Acting._judge_again,
         ("elif any(call.may_have_acted for call in before) or self._needs_approval(asked):", "elif False:"),
     ),
+    "a tool that says nothing of a once call is believed to have failed": mutant(
+        acting._is_unknown,
+        ("call.side_effects is SideEffects.ONCE and", "False and"),
+    ),
     "a once call that returned is made again": mutant(
         Acting._judge_again,
         ("if done is not None:", "if False:"),

@@ -163,6 +163,8 @@ class ToolWitness:
             recorded[what] += 1
             if row["status"] == "returned" and row["result"] not in gave.get(what, ()):
                 self._problem(f"{self._named(row)} has returned {row['result']}, which the tool did not give")
+            if row["status"] == "failed" and row["side_effects"] == "once" and self._is_silence(row["error"]):
+                self._problem(f"{self._named(row)} is said to have failed, and the tool has said nothing")
         for what, times in sent.items():
             if times > recorded[what]:
                 self._problem(f"{what[1:]} of {self._short(what[0].hex)}: {times} sent, {recorded[what]} recorded")
@@ -203,6 +205,11 @@ class ToolWitness:
                 lost.add(place)
 
     # Within.
+
+    def _is_silence(self, error: str) -> bool:
+        """Whether it tells of a tool that hung or burst; a person's word that a call has failed closes it."""
+        told = json.loads(error)
+        return told["kind"] in ("timeout", "tool_failed") and not told.get("closed")
 
     def _rows(self) -> list[Mapping[str, Any]]:
         cursor = self._storage.driver.execute("SELECT * FROM tool_calls ORDER BY run_id, number")
