@@ -283,6 +283,19 @@ async def test_a_cancel_that_comes_with_a_long_wait_is_not_put_off(engine: Engin
     assert run.status == "cancelled"
 
 
+async def test_a_call_is_not_sent_when_its_own_commit_tells_of_a_cancel(engine: Engine, database: Database) -> None:
+    gates = Gates()
+    engine.model.begin(script({"executor": gates}))
+    engine.worker()
+    run_id = await make_run(database, plan={"a": [], "b": ["a"]})
+    await engine.model.until(lambda: len(engine.model.calls) == 1)
+    async with database.write() as connection:  # without a word: only the commit that opens b's call tells of it
+        await request_cancel(connection, T, run_id)
+    gates.open("a", "b")
+    assert (await engine.ended(run_id)).status == "cancelled"
+    assert engine.model.order() == ["0.a"]
+
+
 # --- waits
 
 
