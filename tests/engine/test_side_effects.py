@@ -246,7 +246,7 @@ async def test_a_worker_that_lost_its_run_while_a_tool_was_called_records_nothin
     acts(engine, calls(charge("x")), text("done"))
     held = Held()
     shop.charge.does = held
-    first = shop.worker()
+    first = shop.worker(lease_seconds=3_600)
     run_id = await shop.run()
     await engine.until_true(lambda: len(shop.charge.made) == 1)
     await expire(database, run_id)
