@@ -5,11 +5,12 @@ import secrets
 import select
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+import psycopg
 import sqlalchemy as sa
 import uuid_utils.compat
 from sqlalchemy.exc import DisconnectionError
@@ -245,6 +246,8 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
+            use_native_hstore=False,  # which would cost each new connection a query
+            connect_args={"async_creator_fn": connect_or_close},
             hide_parameters=True,  # errors are logged, and rows hold what clients and models wrote
         )
         sa.event.listen(engine.sync_engine, "checkout", refuse_if_cut)
@@ -262,6 +265,21 @@ class Database:
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
         return engine
+
+
+async def connect_or_close(*args: Any, **more: Any) -> psycopg.AsyncConnection:
+    """psycopg's `connect`. A connection that nobody awaits any more, being cancelled, is closed when it stands.
+
+    Otherwise it stays open, unknown to the pool, until the garbage collector finds it: with many cancels the server
+    runs out of connections.
+    """
+    connecting = asyncio.ensure_future(psycopg.AsyncConnection.connect(*args, **more))
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        with suppress(psycopg.Error):
+            await (await connecting).close()
+        raise
 
 
 def refuse_if_cut(connection: Any, record: Any, proxy: object) -> None:
