@@ -3,13 +3,16 @@
 import asyncio
 import secrets
 import select
+import sqlite3
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+import aiosqlite
 import psycopg
 import sqlalchemy as sa
 import uuid_utils.compat
@@ -38,6 +41,8 @@ _NOTICED = {
 """libpq's own parameters, in seconds, and ms for the last: with them a server that vanishes without closing its sockets
 is missed within half a minute, on connections that wait for it as on idle ones. Its defaults take hours."""
 _SQLITE_BUSY_SECONDS = 30
+_UNWANTED_SECONDS = 0.5
+"""How long a cancel waits for the connection that it made unwanted. A server may be hanging."""
 _ROOM_BYTES = 64 * 1024
 """A database that was full is no longer so when this much can be written: more than a usual goal takes."""
 _ANNOUNCED = "planwave_announced"
@@ -259,7 +264,11 @@ class Database:
             pool_size=5,
             max_overflow=5,
             pool_timeout=_SQLITE_BUSY_SECONDS,
-            connect_args={"timeout": _SQLITE_BUSY_SECONDS},
+            connect_args={
+                "timeout": _SQLITE_BUSY_SECONDS,
+                "factory": TidyConnection,
+                "async_creator_fn": open_or_close,
+            },
             hide_parameters=True,
         )
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
@@ -267,18 +276,63 @@ class Database:
         return engine
 
 
-async def connect_or_close(*args: Any, **more: Any) -> psycopg.AsyncConnection:
-    """psycopg's `connect`. A connection that nobody awaits any more, being cancelled, is closed when it stands.
+class TidyConnection(sqlite3.Connection):
+    """Closes its cursors before itself.
 
-    Otherwise it stays open, unknown to the pool, until the garbage collector finds it: with many cancels the server
-    runs out of connections.
+    SQLite keeps a connection open, with its file and its read transaction, until no statement of it is left; and what
+    was cancelled leaves a cursor, with its statement, to the garbage collector.
     """
-    connecting = asyncio.ensure_future(psycopg.AsyncConnection.connect(*args, **more))
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+
+    def cursor(self, *args: Any, **more: Any) -> Any:
+        """Remembered for as long as anybody has it."""
+        cursor = super().cursor(*args, **more)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        """With all that holds it open."""
+        while self._cursors:  # none is left to a second close, which would be refused
+            self._cursors.pop().close()
+        super().close()
+
+
+async def connect_or_close(*args: Any, **more: Any) -> psycopg.AsyncConnection:
+    """psycopg's `connect`, closed where it is cancelled: see `made_or_closed`."""
+    making = asyncio.ensure_future(psycopg.AsyncConnection.connect(*args, **more))
+    return await made_or_closed(making, lambda connection: connection.pgconn.finish())
+
+
+async def open_or_close(*args: Any, **more: Any) -> aiosqlite.Connection:
+    """aiosqlite's `connect`, closed where it is cancelled: see `made_or_closed`."""
+    connection = aiosqlite.connect(*args, **more)
+    connection._thread.daemon = True  # as SQLAlchemy has it where it connects itself
+    return await made_or_closed(asyncio.ensure_future(_opened(connection)), aiosqlite.Connection.stop)
+
+
+async def _opened(connection: aiosqlite.Connection) -> aiosqlite.Connection:
+    return await connection
+
+
+async def made_or_closed(making: asyncio.Task[T], close: Callable[[T], object]) -> T:
+    """The connection. One that nobody awaits any more, being cancelled, is closed when it stands.
+
+    Otherwise it stays open, unknown to the pool, until the garbage collector finds it: with many cancels there are no
+    more to be had. A cancel waits for that, but not for long, so that many do not make many connections at once.
+    """
+
+    def close_it(made: asyncio.Task[T]) -> None:
+        if not made.cancelled() and made.exception() is None:
+            close(made.result())
+
     try:
-        return await asyncio.shield(connecting)
+        return await asyncio.shield(making)
     except asyncio.CancelledError:
-        with suppress(psycopg.Error):
-            await (await connecting).close()
+        making.add_done_callback(close_it)
+        await asyncio.wait([making], timeout=_UNWANTED_SECONDS)
         raise
 
 

@@ -13,6 +13,7 @@ from app import __version__
 from app.domain.errors import ToolRetry
 from app.domain.status import SideEffects
 from app.domain.text import shortened, storable
+from app.tls import trusted
 from app.tools.addresses import LONGEST_URL, WEB_PORTS, AddressRefused, EgressRules
 from app.tools.egress import GuardedTransport, guarded_client
 from app.tools.pages import is_text, media_type, text_of
@@ -68,7 +69,7 @@ class HttpGet:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._rules = EgressRules.of(ports=ports, private=allowed_private)
-        self._client = guarded_client(GuardedTransport(self._rules, tls=tls), timeout_seconds=timeout_seconds)
+        self._tls = tls or trusted()
         self._max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
         self._max_redirects = max_redirects
@@ -82,8 +83,14 @@ class HttpGet:
     async def call(self, arguments: Mapping[str, Any], context: ToolContext) -> str:
         """The page, under its final URL, status and content type. Raises `ToolRetry`."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self._fetch(arguments["url"])
+            # A client for each call: where a cancel breaks into the closing of an answer, the connection stays in the
+            # client's pool, and is closed with that.
+            transport = GuardedTransport(self._rules, tls=self._tls)
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                guarded_client(transport, timeout_seconds=self._timeout_seconds) as client,
+            ):
+                return await self._fetch(client, arguments["url"])
         except (TimeoutError, httpx.TimeoutException):
             raise _retry(f"No whole answer within {self._timeout_seconds:g} seconds.", "timeout") from None
         except AddressRefused as error:
@@ -92,15 +99,11 @@ class HttpGet:
             # Its own message may show addresses that were resolved.
             raise _retry("The server cannot be reached, or does not speak HTTP.", "unreachable") from None
 
-    async def close(self) -> None:
-        """Close what is open."""
-        await self._client.aclose()
-
-    async def _fetch(self, text: str) -> str:
+    async def _fetch(self, client: httpx.AsyncClient, text: str) -> str:
         url = self._rules.place(text).url
         for _ in range(self._max_redirects + 1):
             # A request of its own for each hop: nothing is carried over from the one before.
-            async with self._client.stream("GET", url, headers=_HEADERS) as response:
+            async with client.stream("GET", url, headers=_HEADERS) as response:
                 location = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or location is None:
                     return await self._read(response, url)

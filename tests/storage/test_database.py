@@ -406,3 +406,66 @@ async def test_connections_that_nobody_awaits_any_more_are_closed(databases: Dat
             await cut_after(turns, partial(count_goals, database), times=2)
         await until(are_few, within_seconds=WITHIN_SECONDS)
         await database.close()
+
+
+async def test_reads_that_are_cancelled_leave_no_file_open(databases: Databases) -> None:
+    """Nor a read transaction, behind which a WAL cannot be emptied."""
+    with databases.fresh("sqlite") as url, uncollected():
+        database = Database(url)
+        for turns in range(0, 80, 2):
+            await cut_after(turns, partial(count_goals, database), times=12)
+        await database.close()
+        await until(lambda: not files_open(url), within_seconds=WITHIN_SECONDS)
+
+
+async def test_a_cursor_that_nobody_has_closed_keeps_no_file_open(databases: Databases) -> None:
+    """As a read leaves it that is cancelled while its statement runs."""
+    with databases.fresh("sqlite") as url, uncollected():
+        database = Database(url)
+        async with database.read() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            left = await driver.cursor()
+            await left.execute("SELECT 1 FROM sqlite_master")  # with rows that nobody reads
+            await connection.invalidate()
+        assert not files_open(url)
+        await database.close()
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_read_that_is_cancelled_does_not_wait_for_a_server_that_hangs(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch, cancels: int
+) -> None:
+    """And the connection is closed all the same when the server makes it after all."""
+    connect = psycopg.AsyncConnection.connect
+    asked, hangs_no_more = asyncio.Event(), asyncio.Event()
+    made: list[psycopg.AsyncConnection] = []
+
+    async def late(*args: Any, **more: Any) -> psycopg.AsyncConnection:
+        asked.set()
+        await hangs_no_more.wait()
+        made.append(await connect(*args, **more))
+        return made[0]
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", late)
+    with databases.fresh("postgresql") as url:
+        database = Database(url)
+        reading = asyncio.create_task(count_goals(database))
+        await asked.wait()
+        for _ in range(cancels):
+            reading.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([reading], timeout=WITHIN_SECONDS)
+        assert reading.cancelled()
+        hangs_no_more.set()
+        await until(lambda: bool(made) and made[0].closed, within_seconds=WITHIN_SECONDS)
+        await database.close()
+
+
+def files_open(url: str) -> list[str]:
+    """This process's descriptors of a SQLite database."""
+    file = url.removeprefix("sqlite:///")
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(descriptor.readlink()))
+    return [name for name in found if name.startswith(file)]

@@ -5,6 +5,7 @@ import gzip
 import json
 import ssl
 import zlib
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +19,7 @@ from app.domain.status import SideEffects
 from app.tools.http_get import HttpGet
 from app.tools.tool import Tool, ToolContext
 from tests.local_site import LocalSite, answer, local_site, redirect
+from tests.polling import until
 
 CONTEXT = ToolContext(run_id="r", task_key="t", idempotency_key="k")
 HTML = "text/html; charset=utf-8"
@@ -25,10 +27,7 @@ HTML = "text/html; charset=utf-8"
 
 async def get(site: LocalSite, path: str = "/", **options: Any) -> str:
     fetcher = HttpGet(**{"allowed_private": [site.pair], "timeout_seconds": 20, **options})
-    try:
-        return await fetcher.call({"url": site.url(path)}, CONTEXT)
-    finally:
-        await fetcher.close()
+    return await fetcher.call({"url": site.url(path)}, CONTEXT)
 
 
 async def refusal(site: LocalSite, path: str = "/", **options: Any) -> ToolRetry:
@@ -68,7 +67,6 @@ async def test_cookies_are_never_kept() -> None:
         fetcher = HttpGet(allowed_private=[site.pair])
         for path in ("/", "/in", "/"):
             await fetcher.call({"url": site.url(path)}, CONTEXT)
-        await fetcher.close()
         assert all("cookie" not in site.headers(number) for number in range(4))
 
 
@@ -264,7 +262,6 @@ async def test_many_calls_go_on_at_once() -> None:
     async with local_site({"/": meeting}) as site:
         fetcher = HttpGet(allowed_private=[site.pair])
         texts = await asyncio.gather(*(fetcher.call({"url": site.url()}, CONTEXT) for _ in range(8)))
-        await fetcher.close()
     assert all(text.endswith("met") for text in texts)
 
 
@@ -321,7 +318,30 @@ async def test_tls_is_spoken_and_judged_under_the_urls_name(tmp_path: Path, monk
             assert site.headers()["host"] == f"{host}:{site.port}"
         with pytest.raises(ToolRetry) as refused:
             await fetcher.call({"url": site.url(host="other.example", scheme="https")}, CONTEXT)
-        await fetcher.close()
         assert refused.value.kind == "unreachable"
         assert len(site.requests) == 2
     assert asked == ["site.example", None, "other.example"]
+
+
+async def test_a_call_that_is_cancelled_anywhere_leaves_no_connection_open() -> None:
+    """Also where the cancel comes while its answer is being closed."""
+    async with local_site({"/": answer("x" * 50_000)}) as site:
+        before = open_sockets()
+        fetcher = HttpGet(allowed_private=[site.pair])
+        for turns in range(60):
+            for _ in range(5):
+                fetching = asyncio.create_task(fetcher.call({"url": site.url()}, CONTEXT))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                fetching.cancel()
+                await asyncio.wait([fetching])
+        await until(lambda: open_sockets() <= before)
+
+
+def open_sockets() -> int:
+    """Of this process."""
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += str(descriptor.readlink()).startswith("socket:")
+    return found

@@ -64,10 +64,7 @@ def tool(*sites: LocalSite, **options: Any) -> HttpGet:
 
 
 async def get(fetcher: HttpGet, url: str) -> str:
-    try:
-        return await fetcher.call({"url": url}, CONTEXT)
-    finally:
-        await fetcher.close()
+    return await fetcher.call({"url": url}, CONTEXT)
 
 
 DISGUISES = [
@@ -259,7 +256,6 @@ async def test_a_name_that_turns_inside_after_the_first_lookup_never_gets_there(
             with pytest.raises(ToolRetry) as refused:
                 await fetcher.call({"url": url}, CONTEXT)
             assert refused.value.kind == "address_refused"
-        await fetcher.close()
         assert (internet.connections, inside.connections) == (100, 0)
     assert asked == {("str", f"flip{number}.example"): 2 for number in range(100)}
 
@@ -323,7 +319,6 @@ async def test_a_second_name_of_a_listed_address_is_refused_while_the_first_is_i
         for other in ("other.example", "127.0.0.1"):
             with pytest.raises(ToolRetry):
                 await fetcher.call({"url": canary.url(host=other)}, CONTEXT)
-    await fetcher.close()
     assert canary.connections == 3
 
 
@@ -366,7 +361,6 @@ async def test_a_listed_pair_opens_its_port_for_no_other_host(canary: LocalSite)
         with pytest.raises(ToolRetry) as refused:
             await fetcher.call({"url": canary.url(host=host)}, CONTEXT)
         assert refused.value.kind == "address_refused"
-    await fetcher.close()
     assert canary.connections == 0
 
 
