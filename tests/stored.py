@@ -114,11 +114,11 @@ async def claim_one(database: Database, *, owner: str = "a", lease_ms: int = MIN
 
 
 async def claim_due(
-    database: Database, *, owner: str = "a", limit: int = 100, lease_ms: int = MINUTE_MS
+    database: Database, *, owner: str = "a", limit: int = 100, lease_ms: int = MINUTE_MS, abandoned: bool = True
 ) -> list[Lease]:
     """Leases of what is due."""
     async with database.write() as connection:
-        return await claim(connection, owner=owner, limit=limit, lease_ms=lease_ms)
+        return await claim(connection, owner=owner, limit=limit, lease_ms=lease_ms, abandoned=abandoned)
 
 
 def changes_of(lease: Lease, *, token: Any = "the lease's") -> Changes:

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from app.domain.errors import StorageUnavailable
+from app.domain.errors import StorageConflict, StorageUnavailable
 from app.domain.failures import Backoff, RunError
 from app.domain.ids import RunId
 from app.domain.status import RunStatus, StopRequest
@@ -73,6 +73,8 @@ class Worker:
         self._work_may_be_due = asyncio.Event()
         self._flags_may_be_set = asyncio.Event()
         self._renewed_at = 0.0  # by the loop's clock
+        self._was_away = False  # the database, when it was last asked
+        self._others_renew_until = 0.0  # by the loop's clock
         database.on_request(self._requested)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -130,11 +132,18 @@ class Worker:
     async def _claim(self, limit: int) -> SortedOut | None:
         """What is due; None when there is nothing, or no database to ask."""
         try:
-            if asyncio.get_running_loop().time() - self._renewed_at > self._settings.lease_seconds / 2:
+            now = asyncio.get_running_loop().time()
+            if now - self._renewed_at > self._settings.lease_seconds / 2:
                 await self._renew()  # what it drives itself must not seem abandoned
             asked_at = time.monotonic()
             async with self._database.write() as connection:
-                leases = await claim(connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms)
+                leases = await claim(
+                    connection,
+                    owner=self._owner,
+                    limit=limit,
+                    lease_ms=self._lease_ms,
+                    abandoned=not self._was_away and now >= self._others_renew_until,
+                )
                 claimed = SortedOut.of(leases)
                 # In the claim's own transaction: a death right after it must not be charged to these.
                 for lease in claimed.handed_back:
@@ -144,12 +153,21 @@ class Worker:
                     if is_suspect(lease):
                         await set_owner(connection, lease, None)
         except StorageUnavailable as error:
+            self._note_away(error)
             log.warning("database away, not claiming", reason=str(error.__cause__))
             return None
+        if self._was_away:
+            self._was_away = False
+            self._others_renew_until = asyncio.get_running_loop().time() + self._settings.lease_seconds / 2
         if not leases:
             return None
         self._shop.clock.set(leases[0].claimed_at, asked_at=asked_at)
         return claimed
+
+    def _note_away(self, error: StorageUnavailable) -> None:
+        """While nobody could renew, leases ran out whose workers live: they are to have their turn when it is back."""
+        if not isinstance(error, StorageConflict):
+            self._was_away = True
 
     async def _abandon(self, driver: Driver) -> None:
         """Stop driving a run whose lease has run out under us, and which we have just claimed anew."""
@@ -255,6 +273,7 @@ class Worker:
             try:
                 await do()
             except StorageUnavailable as error:
+                self._note_away(error)
                 log.warning("database away", doing=do.__name__, reason=str(error.__cause__))
             except Exception:
                 log.exception("worker broke", doing=do.__name__)  # its runs go on while their leases last

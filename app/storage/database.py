@@ -23,7 +23,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from app.domain.errors import ConfigurationError, StorageFull, StorageUnavailable
 from app.domain.ids import DEFAULT_TENANT
-from app.storage.faults import faults_named
+from app.storage.faults import faults_named, is_read_only
 from app.storage.statements import errors_named
 from app.storage.tables import goals
 
@@ -128,7 +128,7 @@ class Database:
         self._reads = self._engine.execution_options(**reading)
         # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
         self._writer = asyncio.Lock()
-        self._was_full = False
+        self._refused_writes = False
         self._watchers: list[Callable[[UUID, bool], None]] = []
         self._workers: list[Callable[[UUID], None]] = []
 
@@ -170,12 +170,12 @@ class Database:
             worker(run_id)
 
     async def ping(self) -> None:
-        """Raises `StorageUnavailable` unless a SELECT works and, since a write that found no room, a write has."""
+        """Raises `StorageUnavailable` unless a SELECT works, and a write where one was refused (full, read-only)."""
         async with self.read() as connection:
             await connection.execute(sa.select(1))
-        if self._was_full:
+        if self._refused_writes:
             await self._try_to_write()
-            self._was_full = False
+            self._refused_writes = False
 
     async def write_in_thread(self, do: Callable[[sa.Connection], T]) -> T:
         """Run `do` in a transaction on a thread and a connection of its own, and return once it is committed.
@@ -216,8 +216,9 @@ class Database:
                 raise StorageUnavailable("The database is locked.") from None
         try:
             yield
-        except StorageFull:
-            self._was_full = True
+        except StorageUnavailable as error:
+            if isinstance(error, StorageFull) or is_read_only(getattr(error.__cause__, "orig", None)):
+                self._refused_writes = True
             raise
         finally:
             if self.is_sqlite:
@@ -256,6 +257,7 @@ class Database:
             hide_parameters=True,  # errors are logged, and rows hold what clients and models wrote
         )
         sa.event.listen(engine.sync_engine, "checkout", refuse_if_cut)
+        sa.event.listen(engine.sync_engine, "handle_error", lose_if_read_only)
         return engine
 
     def _sqlite_engine(self) -> AsyncEngine:
@@ -273,6 +275,7 @@ class Database:
         )
         sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
+        sa.event.listen(engine.sync_engine, "handle_error", lose_if_read_only)
         return engine
 
 
@@ -355,6 +358,12 @@ def refuse_if_cut(connection: Any, record: Any, proxy: object) -> None:
         raise DisconnectionError
 
 
+def lose_if_read_only(context: sa.engine.ExceptionContext) -> None:
+    """Keep no connection that cannot write, nor those made with it; SQLAlchemy's `handle_error` event."""
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
+
+
 def notify(connection: sa.Connection, *run_ids: UUID, requested: bool) -> None:
     """On PostgreSQL, have every process that listens told of the runs at the commit."""
     if connection.dialect.name == "postgresql":
@@ -367,7 +376,9 @@ def notify(connection: sa.Connection, *run_ids: UUID, requested: bool) -> None:
 def make_sync_engine(url: sa.URL) -> sa.Engine:
     """A blocking engine for the same database, for migrations and the writer's thread."""
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True)
+        engine = sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True)
+        sa.event.listen(engine, "handle_error", lose_if_read_only)
+        return engine
     engine = sa.create_engine(
         url.set(drivername="sqlite"),
         connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
@@ -375,6 +386,7 @@ def make_sync_engine(url: sa.URL) -> sa.Engine:
     )
     sa.event.listen(engine, "connect", prepare_sqlite)
     sa.event.listen(engine, "begin", begin_sqlite)
+    sa.event.listen(engine, "handle_error", lose_if_read_only)
     return engine
 
 

@@ -52,13 +52,17 @@ class Flags:
     answers: int
 
 
-async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int) -> list[Lease]:
+async def claim(
+    connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int, abandoned: bool = True
+) -> list[Lease]:
     """Lease up to `limit` due runs, the most urgent first: queued, delayed and abandoned runs are one predicate.
 
-    A run whose lease ran out under its `lease_owner` is charged with a take-over.
+    A run whose lease ran out under its `lease_owner` is charged with a take-over; without `abandoned` it is left.
     """
     token = uuid4()
     due = sa.and_(CLAIMABLE_RUNS, runs.c.ready_at <= now_ms())
+    if not abandoned:
+        due &= runs.c.lease_owner.is_(None)
     picked = (
         sa.select(runs.c.tenant_id, runs.c.id)
         .where(due)

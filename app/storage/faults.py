@@ -19,6 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PG_FULL = "53100"
+_PG_READ_ONLY = "25006"
 _PG_CONFLICTS = ("40001", "40P01")  # serialization failure, deadlock
 # Classes of SQLSTATE, and some of a class that is otherwise about what was asked: no connection, too few resources,
 # locked, ended by an operator, I/O; a transaction that is read-only (after a failover to a standby) or took too long.
@@ -36,6 +37,14 @@ _SQLITE_AWAY = (
 _TRIES = 5
 _PAUSE_SECONDS = 0.02
 _AWAY_SECONDS = 1.0
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether a driver says that its connection cannot write. A new one may: a standby was promoted, a file mounted."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return getattr(error, "sqlstate", None) == _PG_READ_ONLY or (
+        code is not None and code & 0xFF == sqlite3.SQLITE_READONLY
+    )
 
 
 class faults_named:  # noqa: N801 - used as a with-statement's word

@@ -10,6 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from app.storage.faults import is_read_only
+
 Row = Mapping[str, Any]
 
 
@@ -91,7 +93,7 @@ def errors_named(connection: sa.Connection) -> Iterator[None]:
     try:
         yield
     except drivers as error:
-        lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+        lost = is_read_only(error) or dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
         if lost:
             connection.invalidate(error)
         raise sa.exc.DBAPIError.instance(

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from app.domain.errors import StorageUnavailable
-from app.engine import driver
+from app.engine import driver, worker
 from app.storage.database import Database
 from tests.engine.conftest import WITHIN_SECONDS, Engine, Gates
 from tests.engine.troubled import ONE, PAIR, REFUSED, answer, is_asked
 from tests.invariants import check
 from tests.scripted_model import error, script
-from tests.stored import make_run, row_of
+from tests.stored import claim_one, expire, make_run, row_of
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +21,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Away:
-    """Stands before a function of storage as the driver knows it: it is away so many times."""
+    """Stands before a function of storage as the driver, or another module, knows it: it is away so many times."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1, *, module: Any = driver) -> None:
         self.times_left = times
-        self._do: Any = getattr(driver, name)
-        monkeypatch.setattr(driver, name, self)
+        self._do: Any = getattr(module, name)
+        monkeypatch.setattr(module, name, self)
 
     async def __call__(self, *given: Any, **more: Any) -> Any:
         if self.times_left:
@@ -81,3 +81,30 @@ async def test_a_run_that_cannot_be_given_back_is_given_back_later(
     async with asyncio.timeout(WITHIN_SECONDS):
         while away.times_left or (await row_of(database, run_id))["lease_token"] is not None:
             await database.ping()
+
+
+async def test_what_another_worker_drives_is_not_taken_from_it_the_moment_the_database_is_back(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease may have run out meanwhile; it renews it as soon as this one claims."""
+    others = await make_run(database, plan=ONE)
+    lease = await claim_one(database)
+    await expire(database, others)
+    away = Away(monkeypatch, "claim", module=worker)
+    engine.worker()
+    await engine.ended(await make_run(database, plan=ONE))  # nobody else's: it is claimed at once
+    assert not away.times_left
+    assert (await row_of(database, others))["lease_token"] == lease.token
+
+
+async def test_what_is_still_not_renewed_some_time_after_the_database_is_back_is_taken_over(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = await make_run(database, plan=ONE)
+    await claim_one(database)
+    await expire(database, others)
+    away = Away(monkeypatch, "claim", module=worker)
+    engine.settings["lease_seconds"] = 1
+    engine.worker()
+    assert (await engine.ended(others)).status == "succeeded"
+    assert not away.times_left

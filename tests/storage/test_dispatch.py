@@ -106,6 +106,17 @@ async def test_an_expired_lease_is_claimed_anew_and_counted_as_a_takeover(databa
     assert first.token != second.token
 
 
+async def test_only_runs_that_nobody_has_are_claimed_while_other_workers_may_come_back(database: Database) -> None:
+    given_back, abandoned = await make_run(database), await make_run(database)
+    for lease in await claim_due(database):
+        if lease.run_id == given_back:
+            await released(database, lease)
+    await expire(database, abandoned)
+    queued = await make_run(database)
+    leases = await claim_due(database, abandoned=False)
+    assert {lease.run_id for lease in leases} == {given_back, queued}
+
+
 async def test_a_run_that_was_released_is_claimed_anew_without_a_takeover(database: Database) -> None:
     await make_run(database)
     first = await claim_one(database)

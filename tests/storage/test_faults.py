@@ -86,6 +86,64 @@ def raised(run: RunId) -> sa.Update:
     return sa.update(tables.runs).where(tables.runs.c.id == run).values(priority=tables.runs.c.priority + 1)
 
 
+# --- a database that can only be read
+
+_NO_WRITES = {"sqlite": "PRAGMA query_only = ON", "postgresql": "SET SESSION default_transaction_read_only = on"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_connection_that_cannot_write_is_replaced(databases: Databases, kind: str) -> None:
+    """After a failover it may lead to what is now the standby, or be older than the promotion."""
+    with databases.fresh(kind) as url:
+        async with opened(url) as database:
+            run = await make_run(database)
+            async with database.write() as connection:
+                await connection.exec_driver_sql(_NO_WRITES[kind])
+            with pytest.raises(StorageUnavailable):
+                await written(database, run)
+            await database.ping()
+            await written(database, run)
+            assert (await row_of(database, run))["priority"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_writers_connection_that_cannot_write_is_replaced(databases: Databases, kind: str) -> None:
+    def forbid(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(_NO_WRITES[kind])
+
+    def write(connection: sa.Connection) -> None:
+        connection.execute(raised(run))
+
+    with databases.fresh(kind) as url:
+        async with opened(url) as database:
+            run = await make_run(database)
+            await database.write_in_thread(forbid)
+            with pytest.raises(StorageUnavailable):
+                await database.write_in_thread(write)
+            await database.write_in_thread(write)
+            assert (await row_of(database, run))["priority"] == 1
+
+
+async def test_a_database_that_can_only_be_read_is_not_ready(database: Database, url: str) -> None:
+    run = await make_run(database)
+    name = sa.make_url(url).database
+    with psycopg.connect(url, autocommit=True) as operator:
+        operator.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
+        async with database.write() as connection:
+            await connection.exec_driver_sql(_NO_WRITES["postgresql"])  # as the connections to come are by themselves
+        with pytest.raises(StorageUnavailable):
+            await written(database, run)
+        with pytest.raises(StorageUnavailable):
+            await database.ping()
+        operator.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
+        await database.ping()
+
+
+async def written(database: Database, run: RunId) -> None:
+    async with database.write() as connection:
+        await connection.execute(raised(run))
+
+
 # --- what is no fault of the database
 
 
