@@ -18,6 +18,8 @@ from app.domain.status import SideEffects
 from app.domain.transcript import AskedCall, LoopStep
 from app.llm.chat import Message, ToolCall
 
+_AWAY = "Do not make up what they would have given: say what is missing for want of them."
+
 
 def prompt_hash(*, with_tools: bool = False) -> str:
     """Of the instructions in force."""
@@ -38,6 +40,7 @@ def messages(
     partial: str | None = None,
     done: Sequence[str] = (),
     with_tools: bool = False,
+    away: Sequence[str] = (),
     steps: Sequence[LoopStep] = (),
     must_answer: bool = False,
 ) -> list[Message]:
@@ -60,6 +63,7 @@ def messages(
         *missing_blocks(missing or {}, limit=limit, mark=mark),
         *rejected_block(trouble, mark=mark),
         *_done_block(done, limit=limit, mark=mark),
+        *([f"Tools that you were to have are not there now: {', '.join(away)}. {_AWAY}"] if away else []),
         f"Your task: {description}",
     ]
     return [

@@ -120,10 +120,12 @@ class ToolError(PlanwaveError):
 
     code = "tool_error"
 
-    def __init__(self, message: str, *, kind: str, may_have_acted: bool = True, answered: bool = True) -> None:
+    def __init__(
+        self, message: object, *, kind: object = "tool_error", may_have_acted: bool = True, answered: bool = True
+    ) -> None:
         super().__init__(message)
-        self.message = message
-        self.kind = kind
+        self.message = str(message)  # authors of tools give the error that they have caught
+        self.kind = str(kind)
         self.may_have_acted = may_have_acted
         self.answered = answered
 

@@ -274,6 +274,7 @@ class Caller:
             partial=ask.partial,
             done=[_deed(call) for call in task.transcript.earlier_acts],
             with_tools=with_tools,
+            away=[name for name in task.tools if name in state.option("tools") and self._tools.spec(name) is None],
             steps=task.transcript.steps,
             must_answer=must_answer,
             limit=limit,

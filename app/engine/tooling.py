@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 _MAX_ERROR_CHARACTERS = 4_000
 _MAX_KIND_CHARACTERS = 64
+_END_SECONDS = 5.0
+"""What a tool gets to put things in order once its time is up, or its task is cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,19 +135,32 @@ class ToolCaller:
         )
         arguments = read_arguments(tool.spec, call.arguments)
         seconds = min(sending.timeout_seconds, self._settings.tool_timeout_seconds)
-        limit = asyncio.timeout(seconds)
+        # In a task of its own: what it does to its task, or does not do when it is cancelled, is not done to us.
+        made = asyncio.create_task(tool.call(arguments, context), name=f"tool-{call.tool}")
+        expired = False
         try:
-            async with limit:
-                return await tool.call(arguments, context)
-        except TimeoutError:
-            if not limit.expired():
-                raise
+            await asyncio.wait([made], timeout=seconds)
+            expired = not made.done()
+        finally:
+            if not made.done():
+                await self._end(made, sending, run_id)
+        if expired and (not made.done() or made.cancelled()):
             raise ToolRetry(
                 f"The tool gave nothing within {seconds:g} seconds.",
                 kind="timeout",
                 may_have_acted=call.side_effects is not SideEffects.NONE,
                 answered=False,
-            ) from None
+            )
+        return made.result()
+
+    async def _end(self, made: asyncio.Task[str], sending: ToolSending, run_id: RunId) -> None:
+        """Cancel the tool, and wait a little for what it has to put in order; it may go on, but holds nobody up."""
+        made.cancel()
+        made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asked for, so not complained of
+        await asyncio.wait([made], timeout=_END_SECONDS)
+        if not made.done():
+            tool = sending.call.tool
+            log.warning("tool goes on though cancelled", run_id=str(run_id), task_key=sending.task_key, tool=tool)
 
     def _shown(self, text: str) -> str:
         """The text without secrets, in characters that can be stored, and as much of it as is kept."""

@@ -176,12 +176,31 @@ def _message(message: Message, offered: Set[str]) -> dict[str, Any]:
             "type": "function",
             "function": {
                 "name": call.name if call.name in offered else _NO_NAME_CHARACTERS.sub("_", call.name) or "_",
-                "arguments": call.arguments,
+                "arguments": _sendable(call.arguments),
             },
         }
         for call in message.tool_calls
     ]
     return {"role": message.role, "content": message.content or None, "tool_calls": calls}
+
+
+def _sendable(arguments: str) -> str:
+    """Arguments as they may be sent back: endpoints read them, and many refuse the whole request for a broken one."""
+    try:
+        strict = isinstance(json.loads(arguments, parse_constant=_no_number), dict)
+    except (ValueError, RecursionError):
+        strict = False
+    if strict:
+        return arguments
+    try:
+        lenient = json.loads(arguments, strict=False, parse_constant=_no_number)  # as `read_arguments` takes them
+    except (ValueError, RecursionError):
+        lenient = None
+    return json.dumps(lenient if isinstance(lenient, dict) else {"unreadable": arguments}, ensure_ascii=False)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(name)
 
 
 def read_completion(body: bytes, request: ChatRequest) -> ChatAnswer:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -10,6 +11,10 @@ import httpx
 
 from app.tls import trusted
 from app.tools.addresses import AddressRefused, EgressRules, Place, is_public, literal
+from app.tools.threads import Threads
+
+_LOOKUPS = Threads(name="http-get-lookup", bound=8)
+"""Not the loop's own few: names that are slow to be found, on purpose perhaps, would hold up the model's as well."""
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
@@ -65,7 +70,8 @@ async def _addresses(place: Place) -> list[IPv4Address | IPv6Address]:
 
 async def _look_up(place: Place) -> list[IPv4Address | IPv6Address]:
     try:
-        answers = await asyncio.get_running_loop().getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        ask = partial(socket.getaddrinfo, place.host, place.port, type=socket.SOCK_STREAM)
+        answers = await asyncio.wrap_future(_LOOKUPS.submit(ask))
     except (OSError, UnicodeError) as error:
         raise httpx.ConnectError("The name has no address.") from error
     found = dict.fromkeys(ip_address(sockaddr[0]) for *_, sockaddr in answers)

@@ -9,10 +9,10 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints, overload
 
 import structlog
-from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaError, to_json
 
@@ -116,7 +116,9 @@ class FunctionTool(Generic[P, R]):
             if task is None or task.cancelling():
                 raise
             raise self._failed(error, context) from None  # not ours: something that the function waited for
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an operator's code; it is logged
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - an operator's code, whatever it raises; it is logged
             raise self._failed(error, context) from None
 
     async def _in_thread(self, do: Callable[[], str], context: ToolContext) -> str:
@@ -172,10 +174,14 @@ class FunctionTool(Generic[P, R]):
             if hints[name] is ToolContext:
                 self._context_names.append(name)
                 continue
+            if _holds_context(hints[name]):
+                raise self._unusable(f"its parameter {name} has to be of the type ToolContext and nothing around it.")
             field = f"a{len(fields)}"
             self._names[field] = name
-            fields[field] = hints[name] if parameter.default is parameter.empty else (hints[name], parameter.default)
-        config = ConfigDict(extra="forbid", alias_generator=self._names.__getitem__)
+            # An alias of each, and no generator: dataclasses and the like within would inherit it.
+            hint: Any = Annotated[hints[name], Field(alias=name)]
+            fields[field] = hint if parameter.default is parameter.empty else (hint, parameter.default)
+        config = ConfigDict(extra="forbid")
         try:
             return create_model("Arguments", __config__=config, **fields)
         except (PydanticUserError, SchemaError, TypeError, ValueError) as error:
@@ -246,6 +252,11 @@ def tools_of(module_path: str) -> list[AnyFunctionTool]:
     if not found:
         raise ConfigurationError(f"{where} has no tools: functions with @tool from app.tools.functions.")
     return list(found.values())
+
+
+def _holds_context(hint: Any) -> bool:
+    """Whether a model would be asked for a context."""
+    return hint is ToolContext or any(map(_holds_context, get_args(hint)))
 
 
 def _tool_at(where: str, load: Callable[[], Any]) -> AnyFunctionTool:

@@ -152,7 +152,8 @@ async def _body(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
             raise _retry("The body cannot be unpacked.", "not_text") from None
         if len(body) > limit or received > limit:
             return bytes(body[:limit]), True
-    return bytes(body), unpack is not None and not unpack.eof and received > 0
+    # Of several packed members, one after the other, the first is taken.
+    return bytes(body), unpack is not None and received > 0 and (not unpack.eof or bool(unpack.unused_data))
 
 
 def _status(code: int) -> str:

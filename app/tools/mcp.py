@@ -13,6 +13,7 @@ from app.domain.failures import Backoff
 from app.domain.status import SideEffects
 from app.domain.text import shortened, storable
 from app.tools.mcp_settings import McpServerSettings
+from app.tools.redaction import Redaction
 from app.tools.tool import Tool, ToolContext, ToolSpec
 
 if TYPE_CHECKING:
@@ -151,10 +152,11 @@ class McpServer:
         return pins
 
     def _spec(self, tool: "ListedTool") -> ToolSpec:
+        shown = Redaction(self._settings.secrets)
         return ToolSpec(
             name=re.sub(r"[^A-Za-z0-9_-]", "_", f"{self.name}_{tool.name}")[:_MAX_NAME_CHARACTERS],
-            description=shortened(storable(tool.description or tool.title or ""), _MAX_DESCRIPTION_CHARACTERS),
-            input_schema=tool.input_schema,
+            description=shortened(shown(storable(tool.description or tool.title or "")), _MAX_DESCRIPTION_CHARACTERS),
+            input_schema=_shown(tool.input_schema, shown),
             side_effects=self._settings.side_effects_of(tool.name) or _side_effects(tool),
         )
 
@@ -170,6 +172,19 @@ class McpTool:
     async def call(self, arguments: Mapping[str, Any], context: ToolContext) -> str:
         """Do it once. What the server says of errors is shown to the model."""
         return await self._server.call(self.listed_as, arguments, context)
+
+
+def _shown(part: Any, redacted: Redaction) -> Any:
+    """A part of a schema without secrets: a server's defaults may come from its environment."""
+    match part:
+        case str():
+            return redacted(part)
+        case dict():
+            return {name: _shown(value, redacted) for name, value in part.items()}
+        case list():
+            return [_shown(value, redacted) for value in part]
+        case _:
+            return part
 
 
 def _side_effects(tool: "ListedTool") -> SideEffects:

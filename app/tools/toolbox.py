@@ -63,6 +63,8 @@ class Toolbox:
         self._static: dict[str, Tool] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._judged: dict[str, tuple[ToolSpec, bool]] = {}
+        self._owners: dict[str, ToolSource] = {}
+        self._shadowed: set[tuple[str, int]] = set()
         secrets = dict(secrets or {})
         self._redaction = Redaction([*secrets.values(), *redact])
         for tool in self._given:
@@ -113,12 +115,21 @@ class Toolbox:
         return any(fnmatchcase(name, pattern) for pattern in self._allowed)
 
     def _now(self) -> dict[str, Tool]:
-        """All tools; what a source lists takes no name that is taken, so it stands in for no other."""
+        """All tools; what a source lists takes no name that is taken, so it stands in for no other.
+
+        A name stays with the source that had it first, also while that one does not list it.
+        """
         found = dict(self._static)
         for source in self._sources:
             for tool in source.tools:
-                if self._allows(tool.spec.name) and self._is_usable(tool.spec):
-                    found.setdefault(tool.spec.name, tool)
+                name = tool.spec.name
+                if not self._allows(name) or not self._is_usable(tool.spec):
+                    continue
+                if self._owners.setdefault(name, source) is source:
+                    found.setdefault(name, tool)
+                elif (name, id(source)) not in self._shadowed:
+                    self._shadowed.add((name, id(source)))
+                    _log.warning("tool left out", tool=name, reason="Another server's tool has this name.")
         return found
 
     def _is_usable(self, spec: ToolSpec) -> bool:

@@ -1,10 +1,13 @@
 """Tools that break in ways of their own: what is stored, told and logged of it."""
 
+import asyncio
 from typing import Any
 
+import pytest
 import structlog
 
 from app.domain.errors import ToolRetry
+from app.engine import tooling
 from app.storage import tables
 from app.storage.database import Database
 from tests.engine.conftest import Engine
@@ -46,3 +49,54 @@ async def test_a_secret_in_the_kind_of_an_error_is_not_stored(
     assert row["error"]["kind"].startswith("[redacted]")
     assert len(row["error"]["kind"]) <= 64
     assert not any(SECRET in str(entry) for entry in logged)
+
+
+async def test_a_tool_that_cancels_its_own_task_has_broken(engine: Engine, database: Database) -> None:
+    async def cancels(*_: Any) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.Event().wait()
+        return ""
+
+    engine.model.begin(script({"executor": steps(calls(("note", {"text": "x"})), text("well"))}))
+    engine.worker(toolbox=toolbox([RecordingTool("note", does=cancels)]))
+    run_id = await make_run(database, plan={"a": []}, tools=["note"], max_attempts=2)
+    assert (await engine.ended(run_id)).result == "well"
+    (row,) = await rows_of(database, tables.tool_calls, run_id)
+    assert (row["status"], row["error"]["message"]) == ("failed", "The tool broke (CancelledError).")
+
+
+async def test_a_tool_that_will_not_end_when_its_time_is_up_holds_nobody_up(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tooling, "_END_SECONDS", 0.01, raising=False)
+    goes_on = asyncio.Event()
+
+    async def cleans_up(*_: Any) -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await goes_on.wait()
+        return ""
+
+    engine.model.begin(script({"executor": steps(calls(("note", {"text": "x"})), text("well"))}))
+    engine.worker(toolbox=toolbox([RecordingTool("note", does=cleans_up)]), tool_timeout_seconds=0.05)
+    run_id = await make_run(database, plan={"a": []}, tools=["note"])
+    try:
+        assert (await engine.ended(run_id)).result == "well"
+        (row,) = await rows_of(database, tables.tool_calls, run_id)
+        assert (row["status"], row["error"]["kind"]) == ("failed", "timeout")
+    finally:
+        goes_on.set()
+
+
+async def test_a_model_is_told_of_tools_that_it_was_to_have_and_that_are_away(
+    engine: Engine, database: Database
+) -> None:
+    engine.model.begin(script({"executor": text("I do not know.")}))
+    engine.worker(toolbox=toolbox())
+    run_id = await make_run(database, plan={"a": []}, tools=["docs_fact"])
+    await engine.ended(run_id)
+    (call,) = engine.model.by_seat("executor")
+    assert "are not there now: docs_fact. Do not make up" in call.text

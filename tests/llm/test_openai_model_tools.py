@@ -132,7 +132,8 @@ async def test_what_was_said_with_a_call_is_sent_back_with_it(endpoint: Endpoint
     await answered(endpoint, text("x"), replace(said, content="Let me see."), result)
     (call,) = endpoint.server.calls
     message = call.messages[2]
-    assert (message["content"], message["tool_calls"][0]["function"]["arguments"]) == ("Let me see.", '{"x": 1')
+    assert message["content"] == "Let me see."
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"unreadable": '{"x": 1'}
     assert call.tool_results == {"a1": "That is no JSON."}
 
 
@@ -145,6 +146,25 @@ async def test_a_name_that_a_model_made_up_is_sent_back_in_characters_that_endpo
     asked = Message(role="assistant", content="", tool_calls=[ToolCall(id="a1", name=made_up, arguments="{}")])
     await answered(endpoint, text("x"), asked, Message(role="tool", content="No such tool.", tool_call_id="a1"))
     assert endpoint.server.calls[0].tool_calls == [(sent, {})]
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ('{"x": 1, "y":  2}', '{"x": 1, "y":  2}'),
+        ('{"x": "two\nlines"}', {"x": "two\nlines"}),
+        ('{"x": 1', {"unreadable": '{"x": 1'}),
+        ("[1]", {"unreadable": "[1]"}),
+        ('{"x": NaN}', {"unreadable": '{"x": NaN}'}),
+    ],
+)
+async def test_arguments_are_sent_back_as_an_object_of_json_whatever_the_model_wrote(
+    endpoint: Endpoint, written: str, sent: object
+) -> None:
+    asked = Message(role="assistant", content="", tool_calls=[ToolCall(id="a1", name="calculator", arguments=written)])
+    await answered(endpoint, text("ok"), asked, Message(role="tool", content="No.", tool_call_id="a1"))
+    arguments = endpoint.server.calls[0].messages[-2]["tool_calls"][0]["function"]["arguments"]
+    assert arguments == sent or json.loads(arguments) == sent
 
 
 async def test_an_offered_name_is_sent_back_as_it_is(endpoint: Endpoint) -> None:

@@ -6,8 +6,9 @@ import enum
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import pytest
 import structlog
@@ -18,6 +19,22 @@ from app.domain.status import SideEffects
 from app.tools.arguments import schema_problem
 from app.tools.functions import tool
 from app.tools.tool import Tool, ToolContext
+
+
+class Panic(BaseException):
+    """As Rust's panics arrive in Python."""
+
+
+@dataclass
+class Corner:
+    x: int
+    a0: float = 1.5
+
+
+class Span(NamedTuple):
+    first: int
+    last: int
+
 
 CONTEXT = ToolContext(run_id="run-1", task_key="2", idempotency_key="k", secrets={"API_KEY": "canary-123"})
 
@@ -216,6 +233,26 @@ async def test_arguments_arrive_as_the_declared_types() -> None:
     assert given == [date, Stop(name="Rome"), Colour.BLUE, Decimal("1.10"), {"a"}, date]
 
 
+async def test_dataclasses_and_their_like_are_arguments_under_their_own_names() -> None:
+    given: list[Any] = []
+
+    @tool
+    def take(corners: list[Corner], span: Span) -> None:
+        """Take."""
+        given.extend([corners, span])
+
+    await called(take, corners=[{"x": 1, "a0": 2}], span=[1, 2])
+    assert given == [[Corner(1, 2.0)], Span(1, 2)]
+    assert set(take.spec.input_schema["$defs"]["Corner"]["properties"]) == {"x", "a0"}
+
+
+def test_a_context_that_a_model_could_give_is_refused() -> None:
+    def maybe(here: ToolContext | None = None) -> None:
+        """Take."""
+
+    assert "ToolContext and nothing around it" in refused(maybe)
+
+
 async def test_defaults_are_pythons_own() -> None:
     marker = object()
     given: list[Any] = []
@@ -355,7 +392,14 @@ async def test_errors_of_tools_pass_as_they_are(error: ToolError) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("canary-123"), ValueError("canary-123"), SystemExit("canary-123"), StopIteration(1)]
+    "error",
+    [
+        RuntimeError("canary-123"),
+        ValueError("canary-123"),
+        SystemExit("canary-123"),
+        Panic("canary-123"),
+        StopIteration(1),
+    ],
 )
 async def test_any_other_error_shows_only_its_type(error: BaseException) -> None:
     for one in raising(error):
@@ -375,6 +419,12 @@ async def test_any_other_error_shows_only_its_type(error: BaseException) -> None
         )
         assert "Traceback" in log["exception"]
         assert "canary-123" not in log["exception"]
+
+
+async def test_an_error_of_a_tool_takes_what_a_tool_has_caught_and_needs_no_kind() -> None:
+    for one in raising(ToolRetry(KeyError("customer 7"))):
+        told = await trouble(one)
+        assert (told.message, told.kind) == ("'customer 7'", "tool_error")
 
 
 async def test_a_cancellation_that_is_not_ours_is_a_failure() -> None:

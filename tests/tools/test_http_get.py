@@ -101,6 +101,13 @@ async def test_packed_bodies_are_unpacked() -> None:
     assert await body_of(answer(gzip.compress(b"packed"), content_encoding="gzip")) == "packed"
 
 
+async def test_a_body_of_several_packed_members_is_said_to_be_cut_after_the_first() -> None:
+    members = gzip.compress(b"one ") + gzip.compress(b"two")
+    async with local_site({"/": answer(members, content_encoding="gzip")}) as site:
+        text = await get(site)
+    assert "the body was cut; what follows comes of its first 4 bytes" in text
+
+
 async def test_a_bomb_is_cut_at_the_limit_as_unpacked() -> None:
     bomb = gzip.compress(b"a" * (32 * 1024 * 1024), compresslevel=6)
     async with local_site({"/": answer(bomb, content_encoding="gzip")}) as site:
@@ -305,10 +312,10 @@ async def test_tls_is_spoken_and_judged_under_the_urls_name(tmp_path: Path, monk
     asked: list[str | None] = []
     server.sni_callback = lambda _socket, name, _context: asked.append(name)
 
-    async def at_home(*_: Any, **__: Any) -> list[Any]:
+    def at_home(*_: Any, **__: Any) -> list[Any]:
         return [(2, 1, 6, "", ("127.0.0.1", 0))]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", at_home)
+    monkeypatch.setattr("app.tools.egress.socket.getaddrinfo", at_home)
     async with local_site({"/": answer("private")}, tls=server) as site:
         pairs = [f"{host}:{site.port}" for host in ("site.example", "other.example", "127.0.0.1")]
         fetcher = HttpGet(allowed_private=pairs, tls=trusting)

@@ -1,7 +1,9 @@
 """Nothing inside is reached: disguised addresses, names that lead inside, names that change, redirects, pools."""
 
+import asyncio
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import ip_address
@@ -15,6 +17,7 @@ from app.tools.egress import GuardedTransport, guarded_client
 from app.tools.http_get import HttpGet
 from app.tools.tool import ToolContext
 from tests.local_site import EVERYWHERE, LocalSite, answer, local_site, redirect
+from tests.polling import until
 
 CONTEXT = ToolContext(run_id="r", task_key="t", idempotency_key="k")
 PUBLIC = "93.184.215.14"
@@ -405,3 +408,27 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
 )
 def test_a_public_url_is_read_in_its_one_spelling(written: str, read: str) -> None:
     assert str(EgressRules.of().place(written).url) == read
+
+
+async def test_names_that_are_slow_to_be_found_hold_up_no_others_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's own lookups are the model's: a page of links to slow names must not stop every run."""
+    look_up, found, asked = socket.getaddrinfo, threading.Event(), threading.Event()
+
+    def slow(host: Any, *more: Any, **named: Any) -> Any:
+        if not str(host).startswith("slow"):
+            return look_up(host, *more, **named)
+        asked.set()
+        found.wait()
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    fetcher = tool()
+    fetching = [asyncio.create_task(fetcher.call({"url": f"http://slow{n}.example/"}, CONTEXT)) for n in range(64)]
+    try:
+        await until(asked.is_set)
+        async with asyncio.timeout(30):
+            assert await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+    finally:
+        found.set()
+        told = await asyncio.gather(*fetching, return_exceptions=True)
+    assert all(isinstance(one, ToolRetry) for one in told)

@@ -248,3 +248,10 @@ async def tool_again(server: McpServer, name: str, **arguments: object) -> str:
     """Call a tool that may not be listed for a moment."""
     await until(lambda: any(each.spec.name == f"t_{name}" for each in server.tools))
     return await call(server, name, **arguments)
+
+
+async def test_a_secret_in_what_a_tool_says_of_itself_is_not_shown(tmp_path: Path) -> None:
+    async with running(over_stdio(tmp_path, env={"DOCS_KEY": "KANARIE-4711"})) as server:
+        spec = tool(server, "hello").spec
+    assert spec.description == "Say hello; signed in with [redacted]."
+    assert spec.input_schema["properties"]["key"]["default"] == "[redacted]"

@@ -119,6 +119,20 @@ async def test_a_source_lists_its_tools_once_open() -> None:
     assert log == ["opened s", "closed s"]
 
 
+async def test_a_name_stays_with_the_source_that_had_it_first_and_the_other_is_told_of() -> None:
+    early, late = Plain("docs_x_send"), Plain("docs_x_send")
+    docs, docs_x = Source("docs", [], []), Source("docs_x", [early], [])
+    toolbox = Toolbox([], [docs, docs_x])
+    await toolbox.open()
+    assert toolbox.get("docs_x_send") is early
+    with structlog.testing.capture_logs() as logged:
+        docs.tools = [late]
+        assert toolbox.get("docs_x_send") is early
+        docs_x.tools = []
+        assert toolbox.get("docs_x_send") is None
+    assert [(entry["event"], entry["tool"]) for entry in logged] == [("tool left out", "docs_x_send")]
+
+
 async def test_what_a_source_lists_is_bounded_by_the_patterns() -> None:
     toolbox = Toolbox([], [Source("s", [Plain("ok"), Plain("evil"), Plain("no.name")], [])], allowed=("ok",))
     await toolbox.open()
