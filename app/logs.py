@@ -1,5 +1,6 @@
 """Logs as events: a constant message and fields; JSON for machines, lines for a terminal."""
 
+import asyncio
 import logging
 import sys
 from typing import Any
@@ -33,6 +34,7 @@ def configure(*, level: str, format: str) -> None:  # noqa: A002 - the setting's
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpx2", "openai", "aiosqlite", "alembic", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -43,3 +45,8 @@ def configure(*, level: str, format: str) -> None:  # noqa: A002 - the setting's
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    """uvicorn says once how many requests it cuts at the end: not again, with a traceback, for each."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

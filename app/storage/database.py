@@ -41,6 +41,8 @@ _NOTICED = {
 """libpq's own parameters, in seconds, and ms for the last: with them a server that vanishes without closing its sockets
 is missed within half a minute, on connections that wait for it as on idle ones. Its defaults take hours."""
 _SQLITE_BUSY_SECONDS = 30
+_LOCK_MS = 10_000
+"""How long PostgreSQL waits for a lock, where it was not told otherwise: its own default is for ever."""
 _UNWANTED_SECONDS = 0.5
 """How long a cancel waits for the connection that it made unwanted. A server may be hanging."""
 _ROOM_BYTES = 64 * 1024
@@ -122,6 +124,8 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = self._sqlite_engine() if self.is_sqlite else self._postgresql_engine(pool_size)
         self._sync_engine = make_sync_engine(self.url)
+        if not self.is_sqlite:
+            sa.event.listen(self._sync_engine, "connect", limit_locks)
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planwave-writer")
         self._held: sa.Connection | None = None  # the writer's, opened and used in its thread only
         reading = _READS if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
@@ -172,7 +176,7 @@ class Database:
     async def ping(self) -> None:
         """Raises `StorageUnavailable` unless a SELECT works, and a write where one was refused (full, read-only)."""
         async with self.read() as connection:
-            await connection.execute(sa.select(1))
+            await connection.execute(sa.select(goals.c.id).limit(1))  # from the file itself, where it is one
         if self._refused_writes:
             await self._try_to_write()
             self._refused_writes = False
@@ -305,8 +309,31 @@ class TidyConnection(sqlite3.Connection):
 
 async def connect_or_close(*args: Any, **more: Any) -> psycopg.AsyncConnection:
     """psycopg's `connect`, closed where it is cancelled: see `made_or_closed`."""
-    making = asyncio.ensure_future(psycopg.AsyncConnection.connect(*args, **more))
+    making = asyncio.ensure_future(_connected(*args, **more))
     return await made_or_closed(making, lambda connection: connection.pgconn.finish())
+
+
+async def _connected(*args: Any, **more: Any) -> psycopg.AsyncConnection:
+    connection = await psycopg.AsyncConnection.connect(*args, autocommit=True, **more)
+    try:
+        await connection.execute(_lock_limit())
+        await connection.set_autocommit(False)
+    except BaseException:
+        connection.pgconn.finish()
+        raise
+    return connection
+
+
+def limit_locks(connection: psycopg.Connection, record: object) -> None:
+    """Have a new connection to PostgreSQL not wait for a lock for ever; SQLAlchemy's `connect` event."""
+    connection.autocommit = True
+    connection.execute(_lock_limit())
+    connection.autocommit = False
+
+
+def _lock_limit() -> bytes:
+    limit = f"SELECT set_config('lock_timeout', '{_LOCK_MS}', false) WHERE current_setting('lock_timeout') = '0'"
+    return limit.encode()
 
 
 async def open_or_close(*args: Any, **more: Any) -> aiosqlite.Connection:

@@ -103,3 +103,16 @@ async def test_a_stopped_service_loses_nothing_and_charges_nobody(
                 takeovers = sa.select(sa.func.max(runs_table.c.takeovers))
                 assert (await connection.execute(takeovers)).scalar_one() == 0
         service = peer
+
+
+async def test_requests_that_are_cut_at_the_end_do_not_flood_the_log(start_process: StartProcess) -> None:
+    service = await start_process("serve")
+    url = httpx.URL(service.url)
+    begun = [await asyncio.open_connection(url.host, url.port) for _ in range(5)]
+    for _, writer in begun:
+        writer.write(b"POST /goals HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+    async with service.client() as client:
+        await client.get("/readyz")  # answered after what was sent before it was read
+    assert await service.terminate() == 0
+    assert "Cancel 5 running task(s)" in service.log
+    assert "Traceback" not in service.log

@@ -274,17 +274,14 @@ async def test_a_database_that_stays_locked_is_unavailable_and_then_works_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.storage.database._SQLITE_BUSY_SECONDS", 0)
+    monkeypatch.setattr("app.storage.database._LOCK_MS", 50)
     database = Database(database_url)
 
     async def write() -> None:
         async with database.write() as connection:
-            if not database.is_sqlite:
-                await connection.execute(sa.text("SET LOCAL lock_timeout = 50"))
             await connection.execute(insert_goal())
 
     def write_now(connection: sa.Connection) -> None:
-        if not database.is_sqlite:
-            connection.execute(sa.text("SET LOCAL lock_timeout = 50"))
         connection.execute(insert_goal())
 
     with write_locked(database_url):
@@ -296,6 +293,20 @@ async def test_a_database_that_stays_locked_is_unavailable_and_then_works_again(
     await database.write_in_thread(write_now)
     assert await count_goals(database) == 2
     await database.close()
+
+
+@pytest.mark.parametrize(("given", "waits"), [({}, "10s"), ({"options": "-c lock_timeout=7s"}, "7s")])
+async def test_postgresql_waits_for_a_lock_as_long_as_it_was_told_or_ten_seconds(
+    databases: Databases, given: dict[str, str], waits: str
+) -> None:
+    with databases.fresh("postgresql") as url:
+        database = Database(sa.make_url(url).update_query_dict(given).render_as_string(hide_password=False))
+        ask = sa.text("SHOW lock_timeout")
+        async with database.read() as reading, database.write() as writing:
+            assert (await reading.execute(ask)).scalar_one() == waits
+            assert (await writing.execute(ask)).scalar_one() == waits
+        assert await database.write_in_thread(lambda connection: connection.execute(ask).scalar_one()) == waits
+        await database.close()
 
 
 async def test_a_database_that_takes_no_writes_is_unavailable(database: Database) -> None:
