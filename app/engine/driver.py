@@ -49,6 +49,8 @@ class Driver:
     def __init__(self, lease: Lease, workshop: Workshop, on_cleared: Callable[[], None]) -> None:
         self.lease = lease
         self.is_suspect = is_suspect(lease)
+        self.is_leaving = False
+        """Whether it is about to give its lease up by itself, and so can hardly lose it."""
         self._on_cleared = on_cleared
         self._shop = workshop
         self._inbox: Inbox[Outcome | ToolOutcome] = Inbox()
@@ -109,6 +111,7 @@ class Driver:
             steps = self._steps(state, changes)
             calls = self._record(steps, state, acting, changes, begins=begins)
             if begins or calls or not changes.is_empty:
+                self.is_leaving = changes.over
                 fenced = await self._shop.recorder.commit(changes)
                 self._held_at = fenced.now
                 if self.is_suspect and changes.has_outcome:
@@ -338,6 +341,7 @@ class Driver:
         changes.status, changes.parked = status, True
         changes.event(f"run.{status}")
         expected = StopRequest.PAUSE if status is RunStatus.PAUSED else None
+        self.is_leaving = True
         async with self._shop.database.write() as connection:
             flags = await flags_locked(connection, self.lease)
             if flags is None:
@@ -347,6 +351,7 @@ class Driver:
                 await connection.run_sync(write, [changes])
                 await self._shop.database.announce(connection, self.lease.run_id, requested=False)
         if not parked:
+            self.is_leaving = False
             state.walk.go_on()
             self.heed(flags)
         return parked
@@ -359,7 +364,8 @@ class Driver:
         moment = self._next_moment(state)
         wait_ms = 0 if moment is None else moment - now
         has_work = self._stop is not None or self._answers > state.answers or wait_ms <= self._shop.lease_ms
-        if has_work and not self._draining:
+        self.is_leaving = self._draining or not has_work
+        if not self.is_leaving:
             return False
         async with self._shop.database.write() as connection:
             ready_in_ms = min(max(0, wait_ms), _LONGEST_WAIT_MS)

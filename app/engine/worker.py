@@ -221,7 +221,7 @@ class Worker:
             async with self._database.write() as connection:
                 kept = await renew(connection, leases, lease_ms=self._lease_ms)
             for lease in leases:
-                if lease.run_id not in kept and self._is_current(lease):
+                if lease.run_id not in kept and self._is_missed(lease):
                     log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
                     self._driving[lease.run_id].cancel()
         self._renewed_at = began
@@ -300,9 +300,9 @@ class Worker:
         else:
             self._work_may_be_due.set()
 
-    def _is_current(self, lease: Lease) -> bool:
+    def _is_missed(self, lease: Lease) -> bool:
         driver = self._drivers.get(lease.run_id)
-        return driver is not None and driver.lease is lease
+        return driver is not None and driver.lease is lease and not driver.is_leaving
 
 
 def _some_at_a_time(leases: Sequence[Lease]) -> Iterator[Sequence[Lease]]:

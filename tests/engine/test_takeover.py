@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 
 from app.domain.ids import RunId
 from app.storage import tables
@@ -321,3 +322,23 @@ async def test_a_call_is_not_sent_for_a_run_that_was_lost_while_its_worker_stood
     run_id = await make_run(database, plan={"a": []})
     await engine.until_true(lambda: lost == [run_id] and run_id not in first.worker._drivers)
     assert not engine.model.calls
+
+
+async def test_a_run_that_ended_is_not_lost_though_its_worker_has_not_yet_turned_away(
+    engine: Engine, database: Database, logged: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = engine.worker(lease_seconds=3_600)
+    commit, renewed = here.worker._recorder.commit, []
+
+    async def renews_after(changes: Changes) -> Fenced:
+        fenced = await commit(changes)
+        if changes.over:
+            await here.worker._renew()
+            renewed.append(changes.run_id)
+        return fenced
+
+    monkeypatch.setattr(here.worker._recorder, "commit", renews_after)
+    run_id = await make_run(database, plan=ONE)
+    await engine.ended(run_id)
+    await engine.until_true(lambda: renewed == [run_id])
+    assert not [entry for entry in logged if entry["event"] == "lease lost"]
