@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.cli.configuration import load_settings
+from app.domain.errors import ConfigurationError
 from app.domain.usage import Price
-from app.settings import OFFLINE_MODEL, Settings
+from app.settings import OFFLINE_MODEL, Settings, low_and_high
+from app.storage.database import parse_url
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +20,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("PLANWAVE_", "OPENAI_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+def refusal() -> str:
+    """What `planwave` says of the settings before it ends with exit code 2."""
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    return str(refused.value)
 
 
 def key_of(settings: Settings) -> str | None:
@@ -92,9 +102,61 @@ def test_white_space_around_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPa
     assert key_of(Settings()) == "sk-secret"
 
 
+@pytest.mark.parametrize("name", ["PLANWAVE_LLM_API_KEY", "OPENAI_API_KEY"])
+@pytest.mark.parametrize("within", ["\n", "\r", "\t", "\x1b", "\x7f", "\x80", "é", "\u200b"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+    name: str, within: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, f"sk-s3cret{within}s3cret")
+    said = refusal()
+    assert said.startswith(f"{name}: holds a character that no key has")
+    assert "s3cret" not in said
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert "s3cret" not in str(refused.value)
+
+
+def test_openais_key_is_not_looked_at_where_ours_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "the\nirs")
+    monkeypatch.setenv("PLANWAVE_LLM_API_KEY", "ours")
+    assert key_of(Settings()) == "ours"
+
+
+@pytest.mark.parametrize("name", ["PLANWAVE_LLM_API_KEY", "PLANWAVE_LLM_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"])
+def test_a_blank_key_or_endpoint_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, " \n")
+    assert Settings().offline
+
+
+def test_names_without_a_prefix_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "another's")
+    monkeypatch.setenv("BASE_URL", "http://another/v1")
+    assert Settings().offline
+
+
+def test_a_dotenv_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PLANWAVE_LLM_MODEL=\xff\n")
+    assert refusal().startswith(".env is not text in UTF-8")
+
+
 def test_the_offline_models_delay_is_low_and_high(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANWAVE_OFFLINE_DELAY_SECONDS", "0.5,2")
     assert Settings().offline_delay_seconds == (0.5, 2.0)
+
+
+def test_the_offline_model_may_take_the_same_time_for_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANWAVE_OFFLINE_DELAY_SECONDS", "2,2")
+    assert Settings().offline_delay_seconds == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("delay", ["1", "1,2,3", "a,b", "nan,nan", "0,nan", "0,inf", "5,1", "-5,-1", "0,1e300"])
+def test_a_delay_that_is_no_range_is_refused_in_the_environment_as_on_the_command_line(
+    delay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="LOW,HIGH, such as") as refused:
+        low_and_high(delay)
+    monkeypatch.setenv("PLANWAVE_OFFLINE_DELAY_SECONDS", delay)
+    assert refusal() == f"PLANWAVE_OFFLINE_DELAY_SECONDS: {refused.value}"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +189,82 @@ def test_what_cannot_work_is_refused(name: str, value: str, monkeypatch: pytest.
     monkeypatch.setenv(f"PLANWAVE_{name}", value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+SECONDS = [name for name in Settings.model_fields if name.endswith("_seconds") and not name.startswith("offline")]
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation is int and name != "offline_seed"]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e10", "1e300"])
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_time_that_no_clock_can_count_is_refused_by_name(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"PLANWAVE_{name.upper()}", value)
+    assert refusal().startswith(f"PLANWAVE_{name.upper()}: Input should be ")
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_eleven_days_are_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PLANWAVE_{name.upper()}", "1e6")
+    assert getattr(Settings(), name) == 1_000_000
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beyond_all_reason_is_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PLANWAVE_{name.upper()}", "10000000000")
+    assert refusal().startswith(f"PLANWAVE_{name.upper()}: Input should be less than or equal to ")
+
+
+# --- JSON
+
+
+@pytest.mark.parametrize("name", ["PLANWAVE_LLM_PRICES", "PLANWAVE_TOOL_SECRETS", "PLANWAVE_MCP_SERVERS"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply; give {"),
+        ('{"s3cret": ' * 100_000, "nested too deeply; give {"),
+        ("[" * 21 + "]" * 21, "nested too deeply; give {"),
+        ('{"s3cret": ' + "9" * 5_000 + "}", "a number has too many digits; give {"),
+        ('["s3cret"]', "not a dictionary in JSON; give {"),
+        ('{"s3cret": ', "not JSON: Expecting value: line 1 column "),
+    ],
+    ids=["brackets", "braces", "21 levels", "digits", "a list", "half"],
+)
+def test_json_that_cannot_be_read_is_named_and_not_shown(
+    name: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    said = refusal()
+    assert said.startswith(f"{name}: {problem}")
+    assert "s3cret" not in said
+
+
+def test_a_servers_settings_may_go_as_deep_as_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = '{"mcpServers": {"docs": {"command": "docs", "side_effects": {"write": "once"}}}}'
+    monkeypatch.setenv("PLANWAVE_MCP_SERVERS", servers)
+    assert load_settings().mcp_servers.get_secret_value() == servers
+
+
+# --- the database's URL
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///x.db?timeout=abc",
+        "sqlite:///x.db?timeout=5",
+        "sqlite:///x.db?mode=ro",
+        "sqlite:///file:x?mode=memory&uri=true",
+        "sqlite://host/x.db",
+        "sqlite://me:s3cret@/x.db",
+    ],
+)
+def test_sqlite_takes_a_path_and_nothing_else(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="PLANWAVE_DATABASE_URL: SQLite takes a path") as refused:
+        parse_url(url)
+    assert "s3cret" not in str(refused.value)
 
 
 # --- prices

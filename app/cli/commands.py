@@ -140,10 +140,9 @@ def db_check() -> None:
 
 
 def _range(text: str) -> tuple[float, float]:
+    from app.settings import low_and_high
+
     try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low, high = 0.0, -1.0
-    if not 0 <= low <= high < float("inf"):
-        raise typer.BadParameter("give two numbers of seconds, LOW,HIGH, such as 0.1,0.5", param_hint="--delay")
-    return low, high
+        return low_and_high(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--delay") from None

@@ -12,8 +12,12 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = (f"{_variable(str(problem['loc'][0]))}: {problem['msg']}" for problem in error.errors())
+        problems = (f"{_variable(problem['loc'])}: {_reason(problem['msg'])}" for problem in error.errors())
         raise ConfigurationError("; ".join(problems)) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(".env is not text in UTF-8; save it as that.") from None
+    except OSError as error:
+        raise ConfigurationError(f".env cannot be read: {error.strerror}.") from None
 
 
 def configure_logs(settings: Settings) -> None:
@@ -28,5 +32,10 @@ def answering_model(settings: Settings) -> str:
     return f"{settings.llm_model} at {settings.llm_base_url or 'the OpenAI API'}"
 
 
-def _variable(location: str) -> str:
-    return location if location.isupper() else f"PLANWAVE_{location.upper()}"
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0])
+    return name if name.isupper() else f"PLANWAVE_{name.upper()}"
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")

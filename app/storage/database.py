@@ -91,6 +91,11 @@ def parse_url(url: str) -> sa.URL:
         )
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("PLANWAVE_DATABASE_URL needs a file: in memory every connection has its own database.")
+    if driver.startswith("sqlite") and (parsed.query or parsed.username or parsed.password or parsed.host):
+        raise ConfigurationError(
+            "PLANWAVE_DATABASE_URL: SQLite takes a path and nothing else, no host and no parameters behind a ?; "
+            "try sqlite:///./planwave.db."
+        )
     if driver.startswith("postgresql"):
         parsed = parsed.set(query={**_NOTICED, **parsed.query})
     return parsed.set(drivername=driver)

@@ -269,6 +269,9 @@ def _tool_at(where: str, load: Callable[[], Any]) -> AnyFunctionTool:
 def _imported(where: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
+    except SystemExit as error:
+        said = shortened(f": {error.code}", 1_000) if isinstance(error.code, str) else ""
+        raise ConfigurationError(f"{where} cannot be imported: it ended the program{said}") from error
     except Exception as error:
         why = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
         raise ConfigurationError(f"{where} cannot be imported: {shortened(why, 1_000)}") from error

@@ -42,7 +42,7 @@ class McpServerSettings(BaseModel):
     cwd: str | None = None
     url: str | None = Field(None, repr=False)
     headers: Mapping[str, SecretStr] = {}
-    timeout_seconds: FiniteFloat = Field(60, gt=0, description="Bound of one call")
+    timeout_seconds: FiniteFloat = Field(60, gt=0, le=1_000_000, description="Bound of one call")
     side_effects: SideEffects | Mapping[str, SideEffects] | None = None
     handshake: Literal["auto", "legacy"] = "auto"
 

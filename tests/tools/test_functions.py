@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import pytest
@@ -17,7 +18,7 @@ from pydantic import BaseModel, Field, Strict, field_validator
 from app.domain.errors import ConfigurationError, ToolError, ToolFailed, ToolRetry
 from app.domain.status import SideEffects
 from app.tools.arguments import schema_problem
-from app.tools.functions import tool
+from app.tools.functions import tool, tools_of
 from app.tools.tool import Tool, ToolContext
 
 
@@ -450,3 +451,16 @@ async def test_an_async_function_is_cancelled_with_its_caller() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("'no config'", "it ended the program: no config"), ("3", "it ended the program"), ("", "ended")]
+)
+def test_a_module_that_ends_the_program_is_named(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ending_tools.py").write_text(f"raise SystemExit({code})")
+    for path in ("ending_tools", "ending_tools:first"):
+        with pytest.raises(ConfigurationError, match=f"The tool module {path} cannot be imported: .*{said}"):
+            tools_of(path)
