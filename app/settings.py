@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(**_READING, env_prefix="PLANWAVE_")
 
     database_url: str = Field("sqlite:///./planwave.db", description="sqlite:///… or postgresql://…")
-    database_pool_size: int = Field(10, ge=2, le=10_000, description="Connections to PostgreSQL per process")
+    database_pool_size: int = Field(
+        10, ge=2, le=10_000, description="Connections to PostgreSQL per process, and two more"
+    )
     wake: Literal["auto", "poll"] = Field("auto", description="poll: no LISTEN/NOTIFY, for PgBouncer")
 
     llm_base_url: str | None = None

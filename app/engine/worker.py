@@ -73,7 +73,8 @@ class Worker:
         self._work_may_be_due = asyncio.Event()
         self._flags_may_be_set = asyncio.Event()
         self._renewed_at = 0.0  # by the loop's clock
-        self._was_away = False  # the database, when it was last asked
+        self._is_behind = False  # with a lease of its own, whose run somebody has locked
+        self._was_away = False  # the database, when it was last asked to claim or renew
         self._others_renew_until = 0.0  # by the loop's clock
         database.on_request(self._requested)
 
@@ -131,19 +132,19 @@ class Worker:
     @unbroken
     async def _claim(self, limit: int) -> SortedOut | None:
         """What is due; None when there is nothing, or no database to ask."""
+        began = time.monotonic()
         try:
             now = asyncio.get_running_loop().time()
             if now - self._renewed_at > self._settings.lease_seconds / 2:
-                await self._renew()  # what it drives itself must not seem abandoned
+                await self._renew(wait=False)  # what it drives itself must not seem abandoned
             asked_at = time.monotonic()
+            abandoned = not self._was_away and not self._is_behind and now >= self._others_renew_until
             async with self._database.write() as connection:
                 leases = await claim(
-                    connection,
-                    owner=self._owner,
-                    limit=limit,
-                    lease_ms=self._lease_ms,
-                    abandoned=not self._was_away and now >= self._others_renew_until,
+                    connection, owner=self._owner, limit=limit, lease_ms=self._lease_ms, abandoned=abandoned
                 )
+                if abandoned:
+                    self._refuse_if_late(began)
                 claimed = SortedOut.of(leases)
                 # In the claim's own transaction: a death right after it must not be charged to these.
                 for lease in claimed.handed_back:
@@ -154,7 +155,7 @@ class Worker:
                         await set_owner(connection, lease, None)
         except StorageUnavailable as error:
             self._note_away(error)
-            log.warning("database away, not claiming", reason=str(error.__cause__))
+            log.warning("database away, not claiming", reason=str(error.__cause__ or error))
             return None
         if self._was_away:
             self._was_away = False
@@ -163,6 +164,11 @@ class Worker:
             return None
         self._shop.clock.set(leases[0].claimed_at, asked_at=asked_at)
         return claimed
+
+    def _refuse_if_late(self, began: float) -> None:
+        """Raises `StorageUnavailable` for a claim that had to wait: so had renewals, other workers' and its own."""
+        if time.monotonic() - began > self._settings.lease_seconds / 3:
+            raise StorageUnavailable("The database has kept a claim waiting.")
 
     def _note_away(self, error: StorageUnavailable) -> None:
         """While nobody could renew, leases ran out whose workers live: they are to have their turn when it is back."""
@@ -215,16 +221,32 @@ class Worker:
             log.warning("database away, run left to its lease", run_id=str(lease.run_id))
 
     @unbroken
-    async def _renew(self) -> None:
+    async def _renew(self, *, wait: bool = True) -> None:
+        """Extend the leases, and give up the runs of those that were lost; without `wait`, of what nobody has locked.
+
+        What is locked comes last: it must not cost the others their leases.
+        """
         began = asyncio.get_running_loop().time()
-        for leases in _some_at_a_time([driver.lease for driver in self._drivers.values()]):
+        try:
+            left = await self._not_renewed([driver.lease for driver in self._drivers.values()], skip_locked=True)
+            self._renewed_at, self._is_behind = began, bool(left)
+            if not left or not wait:
+                return
+            lost = await self._not_renewed(left, skip_locked=False)
+            self._is_behind = False
+        except StorageUnavailable as error:
+            self._note_away(error)
+            raise
+        for lease in lost:
+            log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
+            self._driving[lease.run_id].cancel()
+
+    async def _not_renewed(self, leases: Sequence[Lease], *, skip_locked: bool) -> Sequence[Lease]:
+        kept: set[RunId] = set()
+        for some in _some_at_a_time(leases):
             async with self._database.write() as connection:
-                kept = await renew(connection, leases, lease_ms=self._lease_ms)
-            for lease in leases:
-                if lease.run_id not in kept and self._is_missed(lease):
-                    log.warning("lease lost", run_id=str(lease.run_id), epoch=lease.epoch)
-                    self._driving[lease.run_id].cancel()
-        self._renewed_at = began
+                kept |= (await renew(connection, some, lease_ms=self._lease_ms, skip_locked=skip_locked)).keys()
+        return [lease for lease in leases if lease.run_id not in kept and self._is_missed(lease)]
 
     async def _look_at_flags(self) -> None:
         heard = {driver: driver.heard for driver in self._drivers.values()}
@@ -273,7 +295,6 @@ class Worker:
             try:
                 await do()
             except StorageUnavailable as error:
-                self._note_away(error)
                 log.warning("database away", doing=do.__name__, reason=str(error.__cause__))
             except Exception:
                 log.exception("worker broke", doing=do.__name__)  # its runs go on while their leases last

@@ -98,12 +98,19 @@ async def claim(
 
 
 async def renew(
-    connection: AsyncConnection, leases: Collection[Lease], *, lease_ms: int
+    connection: AsyncConnection, leases: Collection[Lease], *, lease_ms: int, skip_locked: bool = False
 ) -> dict[RunId, StopRequest | None]:
-    """Extend the leases; a run that is missing from the answer is lost. The values are what clients ask of the runs."""
+    """Extend the leases; a run that is missing from the answer is lost, or locked where those are skipped.
+
+    The values are what clients ask of the runs.
+    """
     # Locked in the order of their ids, like a group commit: the two must not wait for each other.
     held = (
-        sa.select(runs.c.tenant_id, runs.c.id).where(_held_by(leases)).order_by(runs.c.id).with_for_update().cte("held")
+        sa.select(runs.c.tenant_id, runs.c.id)
+        .where(_held_by(leases))
+        .order_by(runs.c.id)
+        .with_for_update(skip_locked=skip_locked)
+        .cte("held")
     )
     statement = (
         sa.update(runs)

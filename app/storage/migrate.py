@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
-from app.domain.errors import StorageUnavailable
+from app.domain.errors import ConfigurationError, StorageUnavailable
 from app.storage.database import make_sync_engine, parse_url
 
 _WAL_TRIES = 100
@@ -32,12 +32,12 @@ def downgrade(url: str, revision: str) -> None:
 
 
 def is_current(url: str) -> bool:
-    """Whether the database has the schema that this version needs."""
+    """Whether the database has the schema that this version needs. Raises `ConfigurationError` for a newer one."""
     head = ScriptDirectory.from_config(config()).get_current_head()
     engine = make_sync_engine(parse_url(url))
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision() == head
+            return _schema(connection) == head
     except OperationalError as error:
         raise StorageUnavailable("The database cannot be reached.") from error
     finally:
@@ -66,6 +66,7 @@ def _run(url: str, do: Callable[[Config], None]) -> None:
         with engine.connect() as connection:
             use_wal(connection)
             with locked(connection):
+                _schema(connection)
                 alembic = config()
                 alembic.attributes["connection"] = connection
                 do(alembic)
@@ -73,6 +74,17 @@ def _run(url: str, do: Callable[[Config], None]) -> None:
         raise StorageUnavailable("The database cannot be reached.") from error
     finally:
         engine.dispose()
+
+
+def _schema(connection: sa.Connection) -> str | None:
+    """The revision that the database has. Raises `ConfigurationError` for one that this version does not know."""
+    stored = MigrationContext.configure(connection).get_current_revision()
+    known = ScriptDirectory.from_config(config()).walk_revisions()
+    if stored is not None and all(stored != script.revision for script in known):
+        raise ConfigurationError(
+            f"The database belongs to a newer Planwave (its schema is {stored}); install that one."
+        )
+    return stored
 
 
 def use_wal(connection: sa.Connection) -> None:

@@ -1,6 +1,7 @@
 """A worker whose database goes away keeps its runs and what it knows of them, and goes on when it is back."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -108,3 +109,53 @@ async def test_what_is_still_not_renewed_some_time_after_the_database_is_back_is
     engine.worker()
     assert (await engine.ended(others)).status == "succeeded"
     assert not away.times_left
+
+
+class Waits:
+    """Stands before the claim: the first is kept waiting by a lock, or a server that stands still, but not refused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.is_over = False
+        self._seconds = seconds
+        self._passed = 0.0
+        self._do: Any = vars(worker)["claim"]
+        monkeypatch.setattr(worker, "claim", self)
+        monkeypatch.setattr(worker, "time", self)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._passed
+
+    async def __call__(self, *given: Any, **more: Any) -> Any:
+        if not self.is_over:
+            self._passed = self._seconds
+            self.is_over = True
+        return await self._do(*given, **more)
+
+
+async def test_what_another_worker_drives_is_not_taken_from_it_by_a_claim_that_had_to_wait_as_its_renewal_had(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = await make_run(database, plan=ONE)
+    lease = await claim_one(database)
+    await expire(database, others)
+    waits = Waits(monkeypatch, engine.settings["lease_seconds"])
+    engine.worker()
+    await engine.ended(await make_run(database, plan=ONE))  # nobody else's: it is claimed at once
+    assert waits.is_over
+    assert (await row_of(database, others))["lease_token"] == lease.token
+
+
+async def test_a_worker_keeps_its_own_calls_when_a_claim_has_waited_until_its_leases_ran_out(
+    engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = Gates()
+    engine.model.begin(script({("executor", "a"): gates}))
+    engine.worker()
+    own = await make_run(database, plan=ONE)
+    await engine.until_true(lambda: len(engine.model.calls_for("0.a")) == 1)
+    waits = Waits(monkeypatch, engine.settings["lease_seconds"])
+    await expire(database, own)
+    await engine.until_true(lambda: waits.is_over)
+    gates.open("a")
+    await engine.ended(own)
+    assert len(engine.model.calls_for("0.a")) == 1

@@ -1,5 +1,6 @@
 """A worker dies or is left behind, another goes on: nothing that was recorded is lost, and little is asked twice."""
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from app.storage.steering import request_cancel
 from tests.engine.conftest import Engine, Gates, WorkerHere
 from tests.invariants import check
 from tests.scripted_model import DIAMOND, Plan, error, hang, plan_reply, script, text
+from tests.storage.leases import somebody_waits_for_a_lock
 from tests.stored import T, claim_one, expire, make_run, row_of, rows_of, the_run
 
 ONE: Plan = {"a": []}
@@ -342,3 +344,27 @@ async def test_a_run_that_ended_is_not_lost_though_its_worker_has_not_yet_turned
     await engine.ended(run_id)
     await engine.until_true(lambda: renewed == [run_id])
     assert not [entry for entry in logged if entry["event"] == "lease lost"]
+
+
+async def test_a_run_that_somebody_has_locked_keeps_no_other_lease_from_being_renewed(
+    engine: Engine, database: Database
+) -> None:
+    """On PostgreSQL; SQLite has one lock for all."""
+    if database.is_sqlite:
+        pytest.skip("no locks of rows")
+    gates = Gates()
+    engine.model.begin(script({("executor", "a"): gates}))
+    here = engine.worker(lease_seconds=3_600, worker_max_runs=2)
+    locked, other = [await make_run(database, plan=ONE) for _ in range(2)]
+    await engine.model.until(lambda: len(engine.model.calls) == 2)
+    await expire(database, other)
+    async with database.write() as somebody:
+        await somebody.execute(sa.select(tables.runs.c.id).where(tables.runs.c.id == locked).with_for_update())
+        renewing = asyncio.create_task(here.worker._renew())
+        await somebody_waits_for_a_lock(database)
+        assert (await row_of(database, other))["ready_at"] > 0
+    await renewing
+    gates.open("a")
+    for run_id in (locked, other):
+        assert (await engine.ended(run_id)).status == "succeeded"
+    assert len(engine.model.calls_for("0.a")) == 2

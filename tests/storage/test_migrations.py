@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from app.domain.errors import StorageUnavailable
+from app.domain.errors import ConfigurationError, StorageUnavailable
 from app.storage import migrate
 from app.storage.database import make_sync_engine, parse_url
 from app.storage.tables import metadata
@@ -99,6 +99,17 @@ def test_a_database_is_current_only_at_the_newest_schema(empty_database_url: str
     migrate.downgrade(empty_database_url, "base")
     seen.append(migrate.is_current(empty_database_url))
     assert seen == [False, True, False]
+
+
+def test_a_database_of_a_newer_version_is_named_so(empty_database_url: str) -> None:
+    migrate.upgrade(empty_database_url)
+    engine = make_sync_engine(parse_url(empty_database_url))
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    for do in (migrate.upgrade, migrate.is_current):
+        with pytest.raises(ConfigurationError, match=r"newer Planwave .*9999"):
+            do(empty_database_url)
 
 
 def test_a_database_that_cannot_be_reached_is_named_so(tmp_path: Path) -> None:
