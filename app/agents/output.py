@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import jsonschema_rs
 
 from app.agents.json_reading import fenced, strictly, without_thoughts
-from app.domain.schema_work import Unusable, Work
+from app.domain.schema_work import MAX_PATTERNS, Unusable, Work
 from app.domain.text import shortened, storable
 from app.llm.chat import ResponseSchema
 
@@ -21,6 +22,8 @@ _BRACKETS = (("{", "}"), ("[", "]"), ('"', '"'), ("", ""))  # what is between th
 # Characters looked at, see `schema_work`: within a second or two even where the schema and the answer mean harm.
 _MAX_WORK = 200_000_000
 _MAX_LISTING_WORK = 20_000_000
+# To compile one takes up to 30 ms, during which nothing else in the process goes on.
+_MAX_PATTERNS_TOGETHER = 2 * MAX_PATTERNS
 # Patterns in linear time, of bounded size; nothing is fetched; formats are checked.
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=4 * 2**20)
 
@@ -54,6 +57,28 @@ def schema_problem(schema: Mapping[str, Any]) -> str | None:
     except (ValueError, RecursionError):
         return "It is no JSON, or nested too deeply."
     return None
+
+
+class SchemasTogether:
+    """The schemas of one request: equal ones are looked at once, and the patterns of the others count together."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str | None] = {}
+        self._patterns = 0
+
+    def problem(self, schema: Mapping[str, Any]) -> str | None:
+        """As `schema_problem`; of patterns past the bound none is compiled."""
+        text = json.dumps(schema, sort_keys=True)
+        if text not in self._problems:
+            self._problems[text] = self._new_problem(schema)
+        return self._problems[text]
+
+    def _new_problem(self, schema: Mapping[str, Any]) -> str | None:
+        with suppress(Unusable):
+            self._patterns += Work(schema).patterns
+        if self._patterns > _MAX_PATTERNS_TOGETHER:
+            return f"The output schemas of the request have more than {_MAX_PATTERNS_TOGETHER} patterns together."
+        return schema_problem(schema)
 
 
 def read_output(text: str, schema: Mapping[str, Any]) -> tuple[Any, str | None]:

@@ -10,6 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from app.agents.output import SchemasTogether
 from app.api.problems import Fault, Refused, refused_for
 from app.api.schemas.requests import MAX_INTEGER
 from app.domain.text import is_storable
@@ -65,7 +66,7 @@ async def read_object(request: Request, *, optional: bool = False) -> dict[str, 
 def parse(model: type[Model], value: Mapping[str, Any]) -> Model:
     """The value as the model; raises `Refused` with one entry per thing that is wrong."""
     try:
-        return model.model_validate(value, strict=True)
+        return model.model_validate(value, strict=True, context=SchemasTogether())
     except ValidationError as error:
         # What is wrong in one of several bodies begins with the name of that body, which is no place in what was sent.
         inner = int(issubclass(model, RootModel))

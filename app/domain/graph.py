@@ -9,6 +9,7 @@ from app.domain.plan import PlannedTask, PlanProblem
 Key = TypeVar("Key", bound=str)
 
 MAX_ID_CHARACTERS = 200
+MAX_DEPENDENCIES = 200_000  # of all tasks: a row each, written in one transaction that other writers wait for
 _MAX_CYCLES = 20  # each costs a pass over what is left; nobody mends more than these at a time
 _MAX_LISTED_TOOLS = 30
 
@@ -29,6 +30,10 @@ def validate(
     if not tasks:
         return [PlanProblem(code="empty", message="The plan has no tasks; give at least one.", pointer="/tasks")]
     problems = _wrong_count(len(tasks), min_tasks, max_tasks)
+    dependencies = sum(len(task.depends_on) for task in tasks)
+    if dependencies > MAX_DEPENDENCIES:
+        message = f"The plan has {dependencies} dependencies, more than the {MAX_DEPENDENCIES} allowed."
+        return [*problems, PlanProblem(code="too_many_dependencies", message=message, pointer="/tasks")]
     ids = {task.id for task in tasks}
     allowed = frozenset(tools)
     seen: set[str] = set()

@@ -201,7 +201,8 @@ class Work:
             expansions[place] = 1 + sum(expansions[other] for other in place.here)
             if expansions[place] > _MAX_EXPANSIONS:
                 raise Unusable(f"It looks at one value in more than {_MAX_EXPANSIONS:,} ways.")
-        if sum(place.patterns for place in order) > MAX_PATTERNS:
+        self.patterns = sum(place.patterns for place in order)
+        if self.patterns > MAX_PATTERNS:
             raise Unusable(f"It has more than {MAX_PATTERNS} patterns.")
 
     def _comes_back(self, target: _Place) -> bool:

@@ -239,3 +239,25 @@ async def test_a_plan_with_more_problems_than_anybody_reads_lists_the_first_thou
     assert code_of(response, 422) == "plan_invalid"
     assert len(response.json()["errors"]) == 1_000
     assert "20000" in response.json()["detail"]
+
+
+async def test_a_plan_with_more_dependencies_than_can_be_stored_at_once_is_refused(lonely: httpx.AsyncClient) -> None:
+    first = range(201)
+    tasks = [*(_task(n) for n in first), *(_task(f"z{n}", *first) for n in range(1_000))]
+    response = await lonely.post("/goals", json={"goal": "x", "plan": {"tasks": tasks}})
+
+    assert code_of(response, 422) == "plan_invalid"
+    assert [error["code"] for error in response.json()["errors"]] == ["too_many_dependencies"]
+
+
+async def test_the_patterns_of_all_schemas_of_a_plan_count_together(lonely: httpx.AsyncClient) -> None:
+    tasks = [{**_task(n), "output_schema": {"type": "string", "pattern": f"^{n}$"}} for n in range(129)]
+    response = await lonely.post("/goals", json={"goal": "x", "plan": {"tasks": tasks}})
+
+    assert code_of(response, 422) == "invalid_schema"
+    assert [error["pointer"] for error in response.json()["errors"]] == ["/plan/tasks/128/output_schema"]
+
+
+async def test_the_same_schema_of_many_tasks_is_looked_at_once(client: httpx.AsyncClient) -> None:
+    schema = {"type": "string", "pattern": "^[a-z]$"}
+    await new_run(client, plan={"tasks": [{**_task(n), "output_schema": schema} for n in range(200)]})

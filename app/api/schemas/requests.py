@@ -3,10 +3,19 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
-from app.agents.output import schema_problem
+from app.agents.output import SchemasTogether
 from app.domain.graph import MAX_ID_CHARACTERS
 
 MAX_PLAN_TASKS = 10_000
@@ -44,8 +53,9 @@ def _not_null(value: object) -> object:
     return value
 
 
-def _usable(schema: dict[str, Any]) -> dict[str, Any]:
-    problem = schema_problem(schema)
+def _usable(schema: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    together = info.context if isinstance(info.context, SchemasTogether) else SchemasTogether()
+    problem = together.problem(schema)
     if problem is not None:
         raise PydanticCustomError("invalid_schema", "{problem}", {"problem": problem})
     return schema
