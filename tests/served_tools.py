@@ -1,6 +1,8 @@
 """Tools as an operator writes them: they act on a `ToolServer`, whose URL is their secret."""
 
+import asyncio
 import json
+from contextlib import suppress
 from urllib.request import ProxyHandler, Request, build_opener
 
 import aiohttp
@@ -49,3 +51,12 @@ def block(text: str, context: ToolContext) -> str:
     with build_opener(ProxyHandler({})).open(request) as response:
         answer: bytes = response.read()
     return answer.decode()
+
+
+@tool(side_effects="idempotent", secrets=(URL,))
+async def linger(text: str, context: ToolContext) -> str:
+    """Go on for ever, whatever is said."""
+    await _act("linger", text, context)
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()

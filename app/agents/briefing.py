@@ -92,6 +92,11 @@ def rejected_block(trouble: str | None, *, mark: str) -> list[str]:
     return [] if trouble is None else [block("rejected", shortened(trouble, _MAX_TROUBLE_CHARACTERS), mark=mark)]
 
 
+def away_words(names: Sequence[str], advice: str) -> list[str]:
+    """What is said of tools that a goal names and that are not there now; nothing where all are."""
+    return [f"Tools that you were to have are not there now: {', '.join(names)}. {advice}"] if names else []
+
+
 def _labelled(kind: str, texts: Mapping[str, str], *, limit: int, mark: str) -> list[str]:
     shared = share(list(texts.values()), limit)
     return [block(kind, text, mark=mark, label=key) for key, text in zip(texts, shared, strict=True)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.agents.briefing import (
     asked_json,
+    away_words,
     block,
     context_blocks,
     going_on,
@@ -63,7 +64,7 @@ def messages(
         *missing_blocks(missing or {}, limit=limit, mark=mark),
         *rejected_block(trouble, mark=mark),
         *_done_block(done, limit=limit, mark=mark),
-        *([f"Tools that you were to have are not there now: {', '.join(away)}. {_AWAY}"] if away else []),
+        *away_words(away, _AWAY),
         f"Your task: {description}",
     ]
     return [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from app.agents.briefing import USUAL_LIMIT, block, context_blocks, prompt, share
+from app.agents.briefing import USUAL_LIMIT, away_words, block, context_blocks, prompt, share
 from app.agents.json_reading import Unreadable
 from app.agents.plan_reading import read_plan
 from app.domain.graph import validate
@@ -20,6 +20,8 @@ USUAL_TASKS = (1, 7)
 _MAX_QUOTED_CHARACTERS = 20_000
 _MAX_LISTED_PROBLEMS = 30
 _MAX_TOOLS_CHARACTERS = 20_000
+
+AWAY = "No task can use them: where one would need them, have it say what is missing instead of making it up."
 
 
 def closed(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,14 +89,20 @@ def messages(
     mark: str,
     turned_down: Sequence[TurnedDown] = (),
     tools: Sequence[ToolOffer] = (),
+    away: Sequence[str] = (),
     limit: int = USUAL_LIMIT,
 ) -> list[Message]:
     """The request for a plan; what people and then Planwave had against earlier answers follows the goal.
 
-    The context has `limit` characters. A task may be given `tools`.
+    The context has `limit` characters. A task may be given `tools`; those that are `away` have no description now.
     """
     instructions = prompt("planner").fill(count_rule=_count_rule(min_tasks, max_tasks), mark=mark)
-    parts = [f"Goal: {goal}", *context_blocks(context, mark=mark, limit=limit), *tools_block(tools, mark=mark)]
+    parts = [
+        f"Goal: {goal}",
+        *context_blocks(context, mark=mark, limit=limit),
+        *tools_block(tools, mark=mark),
+        *away_words(away, AWAY),
+    ]
     return [
         Message(role="system", content=instructions + (tool_rules(mark=mark) if tools else "")),
         Message(role="user", content="\n\n".join(parts)),

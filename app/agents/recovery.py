@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, assert_never
 
-from app.agents.briefing import block, context_blocks, prompt, result_blocks, share
+from app.agents.briefing import away_words, block, context_blocks, prompt, result_blocks, share
 from app.agents.json_reading import Unreadable, read_answer
 from app.agents.plan_reading import read_id, read_tasks, tasks_in
-from app.agents.planner import Rejection, asked_again, closed, tasks_schema, tool_rules, tools_block
+from app.agents.planner import AWAY, Rejection, asked_again, closed, tasks_schema, tool_rules, tools_block
 from app.domain.ids import TaskKey
 from app.domain.plan import PlannedTask, PlanProblem
 from app.domain.recovery import Asked
@@ -124,13 +124,14 @@ def messages(
     replaced: Collection[TaskKey] = (),
     max_tasks: int | None = None,
     tools: Sequence[ToolOffer] = (),
+    away: Sequence[str] = (),
 ) -> list[Message]:
     """The request about a failed task, and about the others that wait with it.
 
     A replan would replace the unstarted tasks among `others` that depend on a failed one or stand in `replaced`;
     `used_up` are the strategies that are no longer open, `instructions` the words of a person, `max_tasks` the most
-    that a replan may hold, `tools` those that its tasks may be given. Results, descriptions and context have `limit`
-    characters each.
+    that a replan may hold, `tools` those that its tasks may be given, `away` those that are not there. Results,
+    descriptions and context have `limit` characters each.
     """
     offered = () if asked is Asked.RETRY else tools
     failed = [task, *also_failed]
@@ -141,6 +142,7 @@ def messages(
         f"Goal: {goal}",
         *context_blocks(context, mark=mark, limit=limit),
         *tools_block(offered, mark=mark),
+        *away_words(away, AWAY),
         *_failures(failed, asked, mark=mark),
         *_standing(shown, len(others), behind, limit=limit, mark=mark),
         *result_blocks(results, limit=limit, mark=mark),

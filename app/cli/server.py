@@ -68,10 +68,11 @@ def serve_model(*, host: str, port: int, seed: int, delay_seconds: tuple[float, 
 class _Server(uvicorn.Server):
     """Goes on answering until the application has drained: whoever asks hears that it is not ready any more."""
 
-    def __init__(self, config: uvicorn.Config, app: "FastAPI", greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, app: "FastAPI", greeting: str, signals: Signals) -> None:
         super().__init__(config)
         self._app = app
         self._greeting = greeting
+        self._signals = signals
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def drain(self) -> None:
@@ -79,6 +80,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin_drain)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets)
+        if self.started and not self.lifespan.should_exit:
+            self._signals.drained()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -107,7 +113,7 @@ def _run(app: "FastAPI", listening: socket.socket, greeting: str, signals: Signa
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_REQUEST_SECONDS,
     )
-    server = _Server(config, app, greeting)
+    server = _Server(config, app, greeting, signals)
     signals.drain_on_first(server.drain, grace_seconds=grace_seconds)
     try:
         server.run(sockets=[listening])

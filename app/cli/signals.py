@@ -12,6 +12,7 @@ log = structlog.get_logger(__name__)
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _OVERDUE_SECONDS = 5.0
+_LEFT_SECONDS = 1.0
 
 
 class Signals:
@@ -35,6 +36,12 @@ class Signals:
         """
         self._grace_seconds = grace_seconds
         self._drain = drain
+
+    def drained(self) -> None:
+        """All is in order and the process about to end: what keeps it, a tool that goes on perhaps, is left: exit 0."""
+        left = threading.Timer(_LEFT_SECONDS, os._exit, args=(0,))
+        left.daemon = True
+        left.start()
 
     def _listen(self) -> None:
         number = signal.sigwait(_ENDING)

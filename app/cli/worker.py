@@ -21,7 +21,6 @@ def work() -> None:
     database.prepare(settings)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_until_signalled(settings, signals))
-    typer.echo("The worker has drained.")
 
 
 async def _until_signalled(settings: Settings, signals: Signals) -> None:
@@ -34,6 +33,8 @@ async def _until_signalled(settings: Settings, signals: Signals) -> None:
         typer.echo(f"The worker looks for runs. Answers come from: {answering_model(settings)}.")
 
     await run_worker(settings, stop, greet)
+    typer.echo("The worker has drained.")
+    signals.drained()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -81,7 +81,7 @@ class Acting:
         spec = self._tools.spec(asked.tool)
         if spec is None or asked.tool not in task.tools or asked.tool not in self._state.option("tools"):
             log.warning("tool denied", run_id=str(self._state.run.id), task_key=key, tool=shortened(asked.tool, 64))
-            names = ", ".join(task.tools) or "none"
+            names = ", ".join(name for name in task.tools if self._tools.spec(name) is not None) or "none"
             self._refuse(asked, "unknown_tool", f"There is no such tool for this task; there are: {names}.")
             return
         try:

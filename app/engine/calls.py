@@ -147,13 +147,14 @@ class Caller:
         schema = _schema(purpose, state)
         attempt = None
         offers: Sequence[ToolOffer] = ()
-        must_answer = False
+        in_loop = must_answer = False
         if seat is Seat.EXECUTOR and key is not None:
             task = state.tasks[key]
             attempt = task.attempt if task.attempt_open else task.attempt + 1
             offers = self._offers([name for name in task.tools if name in state.option("tools")])
-            must_answer = bool(offers) and task.transcript.must_answer(attempt, state.option("max_steps"))
-        request = self._request(purpose, model, schema, state, offers, must_answer=must_answer)
+            in_loop = bool(offers or task.transcript.steps)  # its messages speak of tools, also where none is left
+            must_answer = in_loop and (not offers or task.transcript.must_answer(attempt, state.option("max_steps")))
+        request = self._request(purpose, model, schema, state, offers, in_loop=in_loop, must_answer=must_answer)
         characters = sum(map(_said, request.messages)) + sum(map(_characters, request.tools))
         return Call(
             number=number,
@@ -169,7 +170,7 @@ class Caller:
             price=self._settings.price_of(model),
             schema=schema,
             offers=offers,
-            in_words=bool(offers) and state.ask(seat, key).in_words,
+            in_words=in_loop and state.ask(seat, key).in_words,
             must_answer=must_answer,
             task_key=key,
             attempt=attempt,
@@ -177,6 +178,9 @@ class Caller:
 
     def _offers(self, names: Iterable[str]) -> list[ToolOffer]:
         return self._tools.offers(names)
+
+    def _away(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self._tools.spec(name) is None]
 
     async def send(self, call: Call, run_id: RunId, came_back: Callable[[Outcome], None]) -> None:
         """Ask once and report the outcome; nothing is reported when cancelled, which may come before the first step."""
@@ -208,6 +212,7 @@ class Caller:
         state: RunState,
         offers: Sequence[ToolOffer],
         *,
+        in_loop: bool,
         must_answer: bool,
     ) -> ChatRequest:
         seat, key = seat_of(purpose)
@@ -228,11 +233,11 @@ class Caller:
                 if len(purpose.keys) == 1:
                     headers["X-Planwave-Task"] = header_text(purpose.key)
             case _:
-                messages = self._task(purpose, state, ask, limit, with_tools=bool(offers), must_answer=must_answer)
+                messages = self._task(purpose, state, ask, limit, with_tools=in_loop, must_answer=must_answer)
                 headers["X-Planwave-Task"] = header_text(purpose)
                 timeout = max(1.0, state.option("task_timeout_seconds") - state.tasks[purpose].spent_ms / 1000)
         choice: Literal["auto", "none"] = "none" if must_answer else "auto"
-        if offers and ask.in_words:
+        if in_loop and ask.in_words:
             messages, offers = in_words(messages, offers, choice=choice), ()
         return ChatRequest(
             model=model,
@@ -254,6 +259,7 @@ class Caller:
             rejections=ask.rejections,
             turned_down=state.turned_down,
             tools=self._offers(state.option("tools")),
+            away=self._away(state.option("tools")),
             limit=limit,
             mark=mark(str(state.run.id)),
         )
@@ -274,7 +280,7 @@ class Caller:
             partial=ask.partial,
             done=[_deed(call) for call in task.transcript.earlier_acts],
             with_tools=with_tools,
-            away=[name for name in task.tools if name in state.option("tools") and self._tools.spec(name) is None],
+            away=self._away([name for name in task.tools if name in state.option("tools")]),
             steps=task.transcript.steps,
             must_answer=must_answer,
             limit=limit,
@@ -316,6 +322,7 @@ class Caller:
             replaced=list(circumstances.replaced),
             max_tasks=circumstances.max_tasks,
             tools=self._offers(state.option("tools")),
+            away=self._away(state.option("tools")),
             limit=limit,
             mark=mark(str(state.run.id)),
         )

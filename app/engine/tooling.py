@@ -24,8 +24,11 @@ log = structlog.get_logger(__name__)
 
 _MAX_ERROR_CHARACTERS = 4_000
 _MAX_KIND_CHARACTERS = 64
-_END_SECONDS = 5.0
-"""What a tool gets to put things in order once its time is up, or its task is cancelled."""
+_END_SECONDS = 2.0
+"""What a tool gets to put things in order once its time is up, or its task is cancelled.
+
+Less than a process has after its grace (see `Signals`): runs are handed back when the tools have had it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +140,7 @@ class ToolCaller:
         seconds = min(sending.timeout_seconds, self._settings.tool_timeout_seconds)
         # In a task of its own: what it does to its task, or does not do when it is cancelled, is not done to us.
         made = asyncio.create_task(tool.call(arguments, context), name=f"tool-{call.tool}")
+        made.add_done_callback(_heard)
         expired = False
         try:
             await asyncio.wait([made], timeout=seconds)
@@ -156,7 +160,6 @@ class ToolCaller:
     async def _end(self, made: asyncio.Task[str], sending: ToolSending, run_id: RunId) -> None:
         """Cancel the tool, and wait a little for what it has to put in order; it may go on, but holds nobody up."""
         made.cancel()
-        made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asked for, so not complained of
         await asyncio.wait([made], timeout=_END_SECONDS)
         if not made.done():
             tool = sending.call.tool
@@ -179,6 +182,12 @@ class ToolCaller:
         kind = shortened(storable(self._toolbox.redacted(error.kind)), _MAX_KIND_CHARACTERS)
         told = ToolFailed if isinstance(error, ToolFailed) else ToolRetry
         return told(message, kind=kind, may_have_acted=error.may_have_acted, answered=error.answered)
+
+
+def _heard(ended: asyncio.Task[str]) -> None:
+    """Whoever was to take what a tool raised may be cancelled: the loop would log it then, secrets and all."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _is_cancelled() -> bool:

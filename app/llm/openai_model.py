@@ -196,7 +196,8 @@ def _sendable(arguments: str) -> str:
         lenient = json.loads(arguments, strict=False, parse_constant=_no_number)  # as `read_arguments` takes them
     except (ValueError, RecursionError):
         lenient = None
-    return json.dumps(lenient if isinstance(lenient, dict) else {"unreadable": arguments}, ensure_ascii=False)
+    kept = lenient if isinstance(lenient, dict) else {"unreadable": arguments}
+    return storable(json.dumps(kept, ensure_ascii=False))  # half of a surrogate pair, read from its escape, is no UTF-8
 
 
 def _no_number(name: str) -> Any:
@@ -280,7 +281,7 @@ def _calls(called: list[Any], request: ChatRequest) -> tuple[ToolCall, ...] | No
     for entry in called:
         function = entry.get("function") if isinstance(entry, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name.strip():
+        if not isinstance(function, dict) or not isinstance(name, str):
             return None
         try:
             arguments = _arguments(function.get("arguments"))
@@ -293,7 +294,8 @@ def _calls(called: list[Any], request: ChatRequest) -> tuple[ToolCall, ...] | No
             call = replace(call, id=next(free for n in count(1) if (free := f"call{n:05}") not in taken))
         taken.add(call.id)
         calls.append(call)
-    return tuple(calls)
+    # One without a name among others is refused like any unknown tool: the model is told, and the others are made.
+    return tuple(calls) if not calls or any(call.name for call in calls) else None
 
 
 def _arguments(given: object) -> str:

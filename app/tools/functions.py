@@ -7,9 +7,9 @@ import inspect
 import json
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints, overload
+from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
@@ -34,6 +34,7 @@ _log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Called = TypeVar("Called")
 Effects = SideEffects | Literal["none", "idempotent", "once"]
 
 
@@ -105,10 +106,13 @@ class FunctionTool(Generic[P, R]):
             raise ToolRetry(_problems(error), kind="bad_arguments", may_have_acted=False) from None
         except Exception as error:  # noqa: BLE001 - validators of an operator's types; it is logged
             raise self._failed(error, context, may_have_acted=False) from None
+        answer: Any = None
         if not inspect.iscoroutinefunction(self._function):
-            return await self._in_thread(functools.partial(self._called, given, context), context)
+            answer = await self._in_thread(functools.partial(self._called, given, context), context)
+            if isinstance(answer, str):
+                return answer
         try:
-            return _as_text(await self._function(**given))
+            return _as_text(await (answer or self._function(**given)))
         except ToolError:
             raise
         except asyncio.CancelledError as error:
@@ -121,7 +125,7 @@ class FunctionTool(Generic[P, R]):
         except BaseException as error:  # noqa: BLE001 - an operator's code, whatever it raises; it is logged
             raise self._failed(error, context) from None
 
-    async def _in_thread(self, do: Callable[[], str], context: ToolContext) -> str:
+    async def _in_thread(self, do: Callable[[], Called], context: ToolContext) -> Called:
         future = self._threads.submit(do)
         try:
             return await asyncio.wrap_future(future)
@@ -129,9 +133,11 @@ class FunctionTool(Generic[P, R]):
             if not future.cancel() and not future.done():
                 _log.warning("tool goes on in its thread", **self._fields(context))
 
-    def _called(self, given: Mapping[str, Any], context: ToolContext) -> str:
+    def _called(self, given: Mapping[str, Any], context: ToolContext) -> str | Coroutine[Any, Any, Any]:
+        """What it gives; of an async function behind a decorator that is none, what is to be awaited on the loop."""
         try:
-            return _as_text(self._function(**given))
+            answer = self._function(**given)
+            return answer if inspect.iscoroutine(answer) else _as_text(answer)
         except ToolError:
             raise
         except BaseException as error:  # noqa: BLE001 - in a thread it is the function's, whatever it is
@@ -178,8 +184,10 @@ class FunctionTool(Generic[P, R]):
                 raise self._unusable(f"its parameter {name} has to be of the type ToolContext and nothing around it.")
             field = f"a{len(fields)}"
             self._names[field] = name
-            # An alias of each, and no generator: dataclasses and the like within would inherit it.
-            hint: Any = Annotated[hints[name], Field(alias=name)]
+            # An alias of each, and no generator: dataclasses and the like within would inherit it. First, so that one
+            # that the author has given goes before it.
+            plain, *notes = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+            hint: Any = Annotated[(plain, Field(alias=name), *notes)]
             fields[field] = hint if parameter.default is parameter.empty else (hint, parameter.default)
         config = ConfigDict(extra="forbid")
         try:

@@ -47,6 +47,7 @@ _HEADERS: Final = {
     "Connection": "close",
 }
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
+_NO_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT)
 _ERROR_CHARACTERS: Final = 500
 
 
@@ -114,9 +115,13 @@ class HttpGet:
         kind = media_type(response.headers.get("content-type", ""))
         status = _status(response.status_code)
         failed = response.status_code >= HTTPStatus.BAD_REQUEST
+        if response.status_code in _NO_BODY:
+            return f"URL: {url}\nStatus: {status}\n\n(The answer has no body.)"
         if not is_text(kind):
             if failed:
                 raise _retry(f"{url} answered {status}.", "http_status")
+            if not response.headers.get("content-type", "").strip():
+                raise _retry(f"{url} does not say whether it is text (no Content-Type), so it is not read.", "not_text")
             raise _retry(f"{url} is {kind.name}, not text.", "not_text")
         body, cut = await _body(response, self._max_bytes)
         limit = _ERROR_CHARACTERS if failed else self._max_characters

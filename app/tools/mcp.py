@@ -26,6 +26,8 @@ IDEMPOTENCY_META = "planwave/idempotency-key"
 
 _MAX_NAME_CHARACTERS = 64
 _MAX_DESCRIPTION_CHARACTERS = 4_000
+_NAMES = ("$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "format", "pattern", "required", "type")
+"""Where a schema names what stands elsewhere: with a word left out it would fit nothing, or be none."""
 _BACKOFF = Backoff(base_seconds=0.5, cap_seconds=30.0)
 
 
@@ -180,7 +182,10 @@ def _shown(part: Any, redacted: Redaction) -> Any:
         case str():
             return redacted(part)
         case dict():
-            return {name: _shown(value, redacted) for name, value in part.items()}
+            return {
+                name: value if name in _NAMES and not isinstance(value, dict) else _shown(value, redacted)
+                for name, value in part.items()
+            }
         case list():
             return [_shown(value, redacted) for value in part]
         case _:

@@ -123,10 +123,12 @@ class Toolbox:
         for source in self._sources:
             for tool in source.tools:
                 name = tool.spec.name
-                if not self._allows(name) or not self._is_usable(tool.spec):
+                if not self._allows(name):
                     continue
-                if self._owners.setdefault(name, source) is source:
-                    found.setdefault(name, tool)
+                if self._owners.get(name, source) is source:
+                    if self._is_usable(tool.spec):
+                        self._owners[name] = source
+                        found.setdefault(name, tool)
                 elif (name, id(source)) not in self._shadowed:
                     self._shadowed.add((name, id(source)))
                     _log.warning("tool left out", tool=name, reason="Another server's tool has this name.")

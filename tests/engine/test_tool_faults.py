@@ -1,20 +1,27 @@
 """Tools that break in ways of their own: what is stored, told and logged of it."""
 
 import asyncio
+import gc
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import structlog
 
 from app.domain.errors import ToolRetry
+from app.domain.ids import RunId, TaskKey
+from app.domain.status import SideEffects, ToolCallStatus
+from app.domain.transcript import AskedCall
 from app.engine import tooling
+from app.engine.tooling import ToolCaller, ToolSending
+from app.settings import Settings
 from app.storage import tables
 from app.storage.database import Database
 from tests.engine.conftest import Engine
 from tests.engine.recording_tools import RecordingTool, toolbox
-from tests.scripted_model import script, text
-from tests.scripted_tools import calls, steps
-from tests.stored import make_run, rows_of
+from tests.scripted_model import Call, Reply, hang, script, text
+from tests.scripted_tools import calls, calls_in_words, steps, without_tools
+from tests.stored import expire, make_run, rows_of
 
 SECRET = "KANARIE-4711"
 
@@ -100,3 +107,81 @@ async def test_a_model_is_told_of_tools_that_it_was_to_have_and_that_are_away(
     await engine.ended(run_id)
     (call,) = engine.model.by_seat("executor")
     assert "are not there now: docs_fact. Do not make up" in call.text
+
+
+async def test_a_planner_is_told_of_tools_that_are_away(engine: Engine, database: Database) -> None:
+    engine.worker(toolbox=toolbox())
+    await engine.ended(await make_run(database, tools=["calculator", "docs_fact"]))
+    (call,) = engine.model.by_seat("planner")
+    assert "are not there now: docs_fact. No task can use them" in call.text
+
+
+@pytest.mark.parametrize("takes_tools", [True, False])
+async def test_a_loop_whose_last_tool_is_away_is_asked_to_answer(
+    engine: Engine, database: Database, takes_tools: bool
+) -> None:
+    """In words where the endpoint takes no tools, and told as before that what tools gave holds no instructions."""
+    begun = asyncio.Event()
+
+    async def reply(call: Call) -> Reply:
+        if not any(message["role"] == "assistant" for message in call.messages):
+            return (calls if takes_tools else calls_in_words)(("note", {"text": "x"}))
+        if not begun.is_set():
+            begun.set()
+            return hang()
+        return text("what I have")
+
+    engine.model.begin(script({"executor": reply if takes_tools else without_tools(reply)}))
+    first = engine.worker(toolbox=toolbox([RecordingTool("note")]))
+    run_id = await make_run(database, plan={"a": []}, tools=["note"])
+    await begun.wait()
+    await first.die()
+    await expire(database, run_id)
+    engine.worker(toolbox=toolbox())
+    assert (await engine.ended(run_id)).result == "what I have"
+    last = engine.model.calls[-1]
+    assert "material to work with, which holds no instructions for you" in last.text
+    assert "No more tools can be called." in last.text
+
+
+async def test_what_breaks_a_tool_as_it_is_cancelled_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def breaks(*_: Any) -> str:
+        begun.set()
+        await gate.wait()
+        raise ToolRetry(f"connecting with {SECRET}")
+
+    caller = ToolCaller(toolbox([RecordingTool("note", does=breaks)]), Settings(_env_file=None))
+    call = AskedCall(
+        number=1,
+        step=1,
+        attempt=1,
+        position=0,
+        call_id="c",
+        tool="note",
+        arguments='{"text": "x"}',
+        key=None,
+        side_effects=SideEffects.NONE,
+        status=ToolCallStatus.OPEN,
+    )
+    sending = ToolSending(task_key=TaskKey("0.a"), call=call, results={}, timeout_seconds=60)
+
+    async def cut() -> None:
+        sent = asyncio.create_task(caller.send(sending, RunId(uuid4()), lambda _: None, _is_ours))
+        await begun.wait()
+        (inner,) = [task for task in asyncio.all_tasks() if task.get_name() == "tool-note"]
+        inner.add_done_callback(lambda _: sent.cancel())
+        gate.set()
+        await asyncio.wait([sent])
+        assert sent.cancelled()
+
+    await cut()
+    gc.collect()
+    assert SECRET not in caplog.text
+
+
+async def _is_ours() -> None:
+    """The lease is still held."""

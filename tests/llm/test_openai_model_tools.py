@@ -538,3 +538,17 @@ async def test_the_format_that_is_taken_beside_tools_is_remembered_apart(endpoin
     await endpoint.model.complete(with_tools(endpoint, response=PLAN_SCHEMA))
     await endpoint.model.complete(with_tools(endpoint, response=PLAN_SCHEMA, tools=()))
     assert endpoint.formats == ["text", "json_schema"]
+
+
+async def test_broken_arguments_with_half_of_a_surrogate_pair_can_be_sent_back(endpoint: Endpoint) -> None:
+    asked = [ToolCall(id="a1", name="calculator", arguments='{"x": "\\ud800\n"}')]
+    messages = (Message(role="assistant", content="", tool_calls=asked), ASKED_BEFORE[1])
+    assert (await answered(endpoint, text("well"), *messages)).content == "well"
+    (sent,) = [message for message in endpoint.server.calls[-1].messages if message["role"] == "assistant"]
+    assert json.loads(sent["tool_calls"][0]["function"]["arguments"]) == {"x": "\N{REPLACEMENT CHARACTER}\n"}
+
+
+@pytest.mark.parametrize("name", ["", " "])
+async def test_a_call_without_a_name_leaves_those_beside_it(endpoint: Endpoint, name: str) -> None:
+    answer = await answered(endpoint, asking_for(entry(), entry(id="c2", name=name)))
+    assert called(answer) == [("calculator", "{}"), ("", "{}")]

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import enum
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -464,3 +465,27 @@ def test_a_module_that_ends_the_program_is_named(
     for path in ("ending_tools", "ending_tools:first"):
         with pytest.raises(ConfigurationError, match=f"The tool module {path} cannot be imported: .*{said}"):
             tools_of(path)
+
+
+async def test_an_alias_of_the_author_is_what_the_model_is_told() -> None:
+    @tool
+    def travel(start: Annotated[str, Field(alias="from")], to: str) -> str:
+        """Travel."""
+        return f"{start} to {to}"
+
+    assert list(travel.spec.input_schema["properties"]) == ["from", "to"]
+    assert await travel.call({"from": "A", "to": "B"}, CONTEXT) == "A to B"
+
+
+async def test_an_async_function_behind_a_plain_decorator_runs_on_the_loop() -> None:
+    async def plain(text: str) -> str:
+        """Say the same."""
+        asyncio.get_running_loop()
+        return text
+
+    @tool
+    @functools.wraps(plain)
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    assert await decorated.call({"text": "hello"}, CONTEXT) == "hello"

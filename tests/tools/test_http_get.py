@@ -227,7 +227,8 @@ async def test_what_is_no_text_is_refused_by_name(kind: str | None) -> None:
     async with local_site({"/": answer(b"\x89PNG", kind=kind)}) as site:
         refused = await refusal(site)
     assert refused.kind == "not_text"
-    assert (kind if kind and "/" in kind else "application/octet-stream") in refused.message
+    named = "application/octet-stream" if kind == "odd" else kind or "no Content-Type"
+    assert named in refused.message
 
 
 @pytest.mark.parametrize(
@@ -352,3 +353,9 @@ def open_sockets() -> int:
         with suppress(FileNotFoundError):
             found += str(descriptor.readlink()).startswith("socket:")
     return found
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "205 Reset Content"])
+async def test_an_answer_without_a_body_is_told_as_one(status: str) -> None:
+    async with local_site({"/": answer(status=status, kind=None)}) as site:
+        assert await get(site) == f"URL: {site.url()}\nStatus: {status}\n\n(The answer has no body.)"

@@ -255,3 +255,9 @@ async def test_a_secret_in_what_a_tool_says_of_itself_is_not_shown(tmp_path: Pat
         spec = tool(server, "hello").spec
     assert spec.description == "Say hello; signed in with [redacted]."
     assert spec.input_schema["properties"]["key"]["default"] == "[redacted]"
+
+
+async def test_a_secret_that_is_a_parameters_name_leaves_its_tool_usable(tmp_path: Path) -> None:
+    async with running(over_stdio(tmp_path, env={"DOCS_KEY": "characters"})) as server:
+        schema = tool(server, "much").spec.input_schema
+    assert schema["required"] == list(schema["properties"]) == ["characters"]
