@@ -99,3 +99,16 @@ def test_an_entry_point_that_is_no_tool_is_named(packages: Path, value: str) -> 
 
 def test_nothing_is_installed_by_default() -> None:
     assert installed_tools() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("'no config'", "it ended the program: no config"), ("3", "it ended the program"), ("", "ended")]
+)
+def test_a_module_that_ends_the_program_is_named(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ending_tools.py").write_text(f"raise SystemExit({code})")
+    for path in ("ending_tools", "ending_tools:first"):
+        with pytest.raises(ConfigurationError, match=f"The tool module {path} cannot be imported: .*{said}"):
+            tools_of(path)

@@ -1,6 +1,7 @@
 """Where functions run: off the event loop, in threads of which each tool has its own, and what cancelling them does."""
 
 import asyncio
+import functools
 import subprocess
 import sys
 import threading
@@ -136,3 +137,17 @@ asyncio.run(main())
 def test_a_function_that_blocks_does_not_keep_the_program_from_ending() -> None:
     ended = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=120, check=True)
     assert ended.stdout.splitlines()[-1] == "out of time"
+
+
+async def test_an_async_function_behind_a_plain_decorator_runs_on_the_loop() -> None:
+    async def plain(text: str) -> str:
+        """Say the same."""
+        asyncio.get_running_loop()
+        return text
+
+    @tool
+    @functools.wraps(plain)
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    assert await decorated.call({"text": "hello"}, CONTEXT) == "hello"

@@ -3,13 +3,11 @@
 import asyncio
 import datetime as dt
 import enum
-import functools
 import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import pytest
@@ -19,7 +17,7 @@ from pydantic import BaseModel, Field, Strict, field_validator
 from app.domain.errors import ConfigurationError, ToolError, ToolFailed, ToolRetry
 from app.domain.status import SideEffects
 from app.tools.arguments import schema_problem
-from app.tools.functions import tool, tools_of
+from app.tools.functions import tool
 from app.tools.tool import Tool, ToolContext
 
 
@@ -248,6 +246,16 @@ async def test_dataclasses_and_their_like_are_arguments_under_their_own_names() 
     assert set(take.spec.input_schema["$defs"]["Corner"]["properties"]) == {"x", "a0"}
 
 
+async def test_an_alias_of_the_author_is_what_the_model_is_told() -> None:
+    @tool
+    def travel(start: Annotated[str, Field(alias="from")], to: str) -> str:
+        """Travel."""
+        return f"{start} to {to}"
+
+    assert list(travel.spec.input_schema["properties"]) == ["from", "to"]
+    assert await travel.call({"from": "A", "to": "B"}, CONTEXT) == "A to B"
+
+
 def test_a_context_that_a_model_could_give_is_refused() -> None:
     def maybe(here: ToolContext | None = None) -> None:
         """Take."""
@@ -452,40 +460,3 @@ async def test_an_async_function_is_cancelled_with_its_caller() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
-
-
-@pytest.mark.parametrize(
-    ("code", "said"), [("'no config'", "it ended the program: no config"), ("3", "it ended the program"), ("", "ended")]
-)
-def test_a_module_that_ends_the_program_is_named(
-    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "ending_tools.py").write_text(f"raise SystemExit({code})")
-    for path in ("ending_tools", "ending_tools:first"):
-        with pytest.raises(ConfigurationError, match=f"The tool module {path} cannot be imported: .*{said}"):
-            tools_of(path)
-
-
-async def test_an_alias_of_the_author_is_what_the_model_is_told() -> None:
-    @tool
-    def travel(start: Annotated[str, Field(alias="from")], to: str) -> str:
-        """Travel."""
-        return f"{start} to {to}"
-
-    assert list(travel.spec.input_schema["properties"]) == ["from", "to"]
-    assert await travel.call({"from": "A", "to": "B"}, CONTEXT) == "A to B"
-
-
-async def test_an_async_function_behind_a_plain_decorator_runs_on_the_loop() -> None:
-    async def plain(text: str) -> str:
-        """Say the same."""
-        asyncio.get_running_loop()
-        return text
-
-    @tool
-    @functools.wraps(plain)
-    def decorated(*args: Any, **kwargs: Any) -> Any:
-        return plain(*args, **kwargs)
-
-    assert await decorated.call({"text": "hello"}, CONTEXT) == "hello"
