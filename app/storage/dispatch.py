@@ -203,8 +203,9 @@ def _fence(*, held: bool) -> Statement:
         budget_warned=keep(_bound("b_budget_warned", runs.c.budget_warned.type), runs.c.budget_warned),
         answers=runs.c.answers + _bound("b_answers", sa.Integer),
         replans=runs.c.replans + _bound("b_replans", sa.Integer),
-        # The run's clock: NULL leaves it as it is, true has it run, false stops it.
-        active_ms=runs.c.active_ms + sa.case((active.is_(sa.false()), keep(now - runs.c.active_since, 0)), else_=0),
+        # The run's clock: NULL leaves it as it is, true has it run, false stops it. It never runs backwards.
+        active_ms=runs.c.active_ms
+        + sa.case((active.is_(sa.false()) & (now > runs.c.active_since), now - runs.c.active_since), else_=0),
         active_since=sa.case(
             (active.is_(sa.true()), keep(runs.c.active_since, now)),
             (active.is_(sa.false()), None),

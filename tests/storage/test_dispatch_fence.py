@@ -142,6 +142,12 @@ async def test_a_runs_clock_stops_and_what_it_showed_is_added(database: Database
     assert before - began + 70 <= row["active_ms"] <= await now(database) - began + 70
 
 
+async def test_a_clock_that_was_set_back_takes_no_time_from_a_run(database: Database) -> None:
+    lease = await leased(database, active_ms=70, active_since=await now(database) + 60_000)
+    row = await passed(database, lease, active=False)
+    assert (row["active_since"], row["active_ms"]) == (None, 70)
+
+
 async def test_a_clock_that_stands_is_stopped_without_effect(database: Database) -> None:
     lease = await leased(database, active_ms=70)
     row = await passed(database, lease, active=False)
