@@ -31,7 +31,8 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.storage.database import begin_sqlite, make_sync_engine, new_id, parse_url, prepare_sqlite
+from app.storage.database import new_id
+from app.storage.engines import begin_sqlite, make_sync_engine, parse_url, prepare_sqlite
 from benchmarks.rig import cpu_seconds
 from tests.databases import KINDS, Databases
 from tests.service_process import ROOT, ServiceProcess, environment, free_port

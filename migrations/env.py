@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from app.settings import Settings
-from app.storage.database import make_sync_engine, parse_url
+from app.storage.engines import make_sync_engine, parse_url
 from app.storage.migrate import locked, use_wal
 from app.storage.tables import metadata
 

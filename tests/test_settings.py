@@ -11,7 +11,7 @@ from app.cli.configuration import load_settings
 from app.domain.errors import ConfigurationError
 from app.domain.usage import Price
 from app.settings import OFFLINE_MODEL, Settings, low_and_high
-from app.storage.database import parse_url
+from app.storage.engines import parse_url
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from app.cli.terminal import leave, one_line
 from app.domain.errors import ConfigurationError, StorageUnavailable
 from app.settings import Settings
 from app.storage import migrate
-from app.storage.database import parse_url
+from app.storage.engines import parse_url
 
 BEHIND = "The database's schema is not the one that this version needs. Run: planwave db upgrade"
 

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 from app.domain.errors import ConfigurationError, StorageUnavailable
-from app.storage.database import make_sync_engine, parse_url
+from app.storage.engines import make_sync_engine, parse_url
 
 _WAL_TRIES = 100
 _WAL_PAUSE_SECONDS = 0.1

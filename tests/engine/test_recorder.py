@@ -16,8 +16,9 @@ from app.engine.clock import Clock
 from app.engine.recorder import Recorder
 from app.storage import tables
 from app.storage.changes import Changes
-from app.storage.database import Database, make_sync_engine
+from app.storage.database import Database
 from app.storage.dispatch import Fenced, Lease
+from app.storage.engines import make_sync_engine
 from tests.databases import Databases
 from tests.invariants import check
 from tests.stored import changes_of, claim_due, claim_one, expire, key, make_goal, make_run, row_of, rows_of

@@ -18,7 +18,8 @@ from sqlalchemy.pool import StaticPool
 
 from app.domain.ids import RunId
 from app.storage import tables
-from app.storage.database import Database, prepare_sqlite
+from app.storage.database import Database
+from app.storage.engines import prepare_sqlite
 from tests.simulation.loop import PROCESS
 from tests.simulation.trace import Trace
 
@@ -145,9 +146,8 @@ class SimulatedDatabase(Database):
         self._storage, self._process = storage, process
         super().__init__("sqlite:///simulated.db")
         self._writing: Any = _Thread(storage, process)
-
-    def _sqlite_engine(self) -> Any:
-        return _Engine(self._storage, self._process)
+        self._engine: Any = _Engine(storage, process)
+        self._reads: Any = self._engine.execution_options()
 
     def tell_here(self, run_id: UUID, *, requested: bool) -> None:
         """As `tell`, for what another process has told of."""
@@ -311,6 +311,6 @@ def _commit(connection: sa.Connection) -> None:
 
 
 _ENGINE = _make_engine()
-STAND_INS: Mapping[str, Any] = {"app.storage.database.make_sync_engine": lambda url: _ENGINE}
+STAND_INS: Mapping[str, Any] = {"app.storage.engines.make_sync_engine": lambda url: _ENGINE}
 """What has to take the place of the application's while databases are made."""
 tables.metadata.create_all(_ENGINE)

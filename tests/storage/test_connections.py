@@ -9,7 +9,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from app.storage.database import Database, parse_url
+from app.storage.database import Database
+from app.storage.engines import parse_url
 from app.storage.listen import listen
 from tests.databases import Databases
 

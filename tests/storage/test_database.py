@@ -14,7 +14,8 @@ from sqlalchemy.exc import IntegrityError
 
 from app.domain.errors import ConfigurationError, StorageUnavailable
 from app.storage import tables
-from app.storage.database import Database, new_id, now_ms, parse_url
+from app.storage.database import Database, new_id, now_ms
+from app.storage.engines import parse_url
 from app.storage.listen import listen
 from tests.databases import Databases
 from tests.storage.goal_rows import count_goals, insert_goal
@@ -250,8 +251,8 @@ async def test_a_database_that_is_absent_is_unavailable(tmp_path: Path) -> None:
 async def test_a_database_that_stays_locked_is_unavailable_and_then_works_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.storage.database._SQLITE_BUSY_SECONDS", 0)
-    monkeypatch.setattr("app.storage.database._LOCK_MS", 50)
+    monkeypatch.setattr("app.storage.engines.SQLITE_BUSY_SECONDS", 0)
+    monkeypatch.setattr("app.storage.engines.LOCK_MS", 50)
     database = Database(database_url)
 
     async def write() -> None:

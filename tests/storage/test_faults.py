@@ -177,7 +177,7 @@ async def test_a_row_that_is_too_large_for_postgresql_is_not_taken_for_a_databas
 async def test_who_waits_to_write_to_a_locked_file_does_not_wait_for_ever(
     databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.storage.database._SQLITE_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("app.storage.engines.SQLITE_BUSY_SECONDS", 0.05)
     with databases.fresh("sqlite") as url:
         async with opened(url) as database:
             async with database.write():

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from app.domain.ids import RunId
 from app.storage import doctor, tables
-from app.storage.database import Database, make_sync_engine
+from app.storage.database import Database
+from app.storage.engines import make_sync_engine
 from app.storage.invariants import Finding, use_stays_within_the_budget
 from app.storage.run_rows import RunRows
 from app.storage.steering import request_cancel

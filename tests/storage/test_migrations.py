@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 
 from app.domain.errors import ConfigurationError, StorageUnavailable
 from app.storage import migrate
-from app.storage.database import make_sync_engine, parse_url
+from app.storage.engines import make_sync_engine, parse_url
 from app.storage.tables import metadata
 from tests.databases import KINDS, Databases
 from tests.service_process import environment

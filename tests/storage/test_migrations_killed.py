@@ -11,7 +11,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from app.storage import migrate
-from app.storage.database import make_sync_engine, parse_url
+from app.storage.engines import make_sync_engine, parse_url
 from tests.databases import KINDS, Databases
 from tests.service_process import environment
 from tests.sizes import sizes

@@ -9,7 +9,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from app.storage import migrate
-from app.storage.database import make_sync_engine, parse_url
+from app.storage.engines import make_sync_engine, parse_url
 from tests.sizes import sizes
 from tests.storage.filled import checksums, columns_of, fill
 
