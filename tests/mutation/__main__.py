@@ -58,8 +58,8 @@ class Prepared(Databases):
 
     made: Databases
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, lambda: self.made.postgres)
+    def __init__(self, directory: Path, **options: bool) -> None:
+        super().__init__(directory, lambda: self.made.postgres, **options)
         self._templates = self.made._templates
 
 
@@ -168,7 +168,7 @@ def main() -> int:
     reasons = EQUIVALENTS[given.module]
     unexplained = []
     wrongly_explained = set(reasons) - {mutant.name for mutant in every}
-    with tempfile.TemporaryDirectory() as directory, closing(Databases(Path(directory))) as databases:
+    with tempfile.TemporaryDirectory() as directory, closing(Databases(Path(directory), fsync=False)) as databases:
         for kind in KINDS:
             with databases.fresh(kind):  # which makes what the forks copy
                 pass
