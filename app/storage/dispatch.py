@@ -52,9 +52,7 @@ class Flags:
     answers: int
 
 
-async def claim(
-    connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int, abandoned: bool = True
-) -> list[Lease]:
+async def claim(connection: AsyncConnection, *, owner: str, limit: int, lease_ms: int, abandoned: bool) -> list[Lease]:
     """Lease up to `limit` due runs, the most urgent first: queued, delayed and abandoned runs are one predicate.
 
     A run whose lease ran out under its `lease_owner` is charged with a take-over; without `abandoned` it is left.

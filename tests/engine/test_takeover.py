@@ -346,12 +346,11 @@ async def test_a_run_that_ended_is_not_lost_though_its_worker_has_not_yet_turned
     assert not [entry for entry in logged if entry["event"] == "lease lost"]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True, scope="module")
 async def test_a_run_that_somebody_has_locked_keeps_no_other_lease_from_being_renewed(
     engine: Engine, database: Database
 ) -> None:
-    """On PostgreSQL; SQLite has one lock for all."""
-    if database.is_sqlite:
-        pytest.skip("no locks of rows")
+    """SQLite has one lock for all."""
     gates = Gates()
     engine.model.begin(script({("executor", "a"): gates}))
     here = engine.worker(lease_seconds=3_600, worker_max_runs=2)

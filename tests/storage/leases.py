@@ -23,10 +23,10 @@ async def make_runs(database: Database, count: int) -> list[RunId]:
     return [await make_run(database, goal_id=goal_id) for _ in range(count)]
 
 
-async def renewed(database: Database, *leases: Lease) -> dict[RunId, StopRequest | None]:
+async def renewed(database: Database, *leases: Lease, skip_locked: bool = False) -> dict[RunId, StopRequest | None]:
     """What a renewal for a minute answers."""
     async with database.write() as connection:
-        return await renew(connection, leases, lease_ms=MINUTE_MS)
+        return await renew(connection, leases, lease_ms=MINUTE_MS, skip_locked=skip_locked)
 
 
 async def released(database: Database, lease: Lease, *, ready_in_ms: int = 0, answers: int = 0) -> bool:

@@ -37,7 +37,7 @@ async def main():
     runs, leases = [], True
     while leases:
         async with database.write() as connection:
-            leases = await claim(connection, owner="process", limit=3, lease_ms=60_000)
+            leases = await claim(connection, owner="process", limit=3, lease_ms=60_000, abandoned=True)
         runs += [str(lease.run_id) for lease in leases]
     await database.close()
     print(json.dumps(runs), flush=True)
@@ -103,7 +103,7 @@ async def test_a_claim_that_waited_for_another_takes_nothing_of_what_that_one_to
     monkeypatch.setattr(sa.Select, "with_for_update", lambda query, **how: query)
     await make_run(database)
     async with database.write() as first:
-        (lease,) = await claim(first, owner="first", limit=1, lease_ms=MINUTE_MS)
+        (lease,) = await claim(first, owner="first", limit=1, lease_ms=MINUTE_MS, abandoned=True)
         second = asyncio.create_task(claim_due(database))
         if not database.is_sqlite:
             await somebody_waits_for_a_lock(database)
@@ -133,6 +133,15 @@ async def test_a_claim_passes_over_what_another_has_locked(database: Database) -
     async with database.write() as other, asyncio.timeout(30):
         await other.execute(sa.select(tables.runs.c.id).where(tables.runs.c.id == locked).with_for_update())
         assert [lease.run_id for lease in await claim_due(database, limit=1)] == [free]
+
+
+@on_postgresql
+async def test_a_renewal_passes_over_what_another_has_locked_where_it_is_told_to(database: Database) -> None:
+    locked, free = await make_runs(database, 2)
+    leases = await claim_due(database)
+    async with database.write() as other, asyncio.timeout(30):
+        await other.execute(sa.select(tables.runs.c.id).where(tables.runs.c.id == locked).with_for_update())
+        assert (await renewed(database, *leases, skip_locked=True)).keys() == {free}
 
 
 @on_postgresql
