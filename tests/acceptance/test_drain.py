@@ -105,6 +105,7 @@ async def test_a_stopped_service_loses_nothing_and_charges_nobody(
         service = peer
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_requests_that_are_cut_at_the_end_do_not_flood_the_log(start_process: StartProcess) -> None:
     service = await start_process("serve")
     url = httpx.URL(service.url)

@@ -14,7 +14,9 @@ from tests.stored import make_run, row_of
 from tests.tool_server import ToolServer
 
 
-@pytest.mark.parametrize("command", ["worker", "serve"])
+@pytest.mark.parametrize(
+    ("command", "database_url"), [("worker", "postgresql"), ("serve", "sqlite")], indirect=["database_url"]
+)
 async def test_a_tool_that_goes_on_keeps_no_run_and_no_process(
     command: str, database_url: str, scripted_model: ScriptedModel, start_process: StartProcess
 ) -> None:
