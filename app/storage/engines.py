@@ -3,6 +3,7 @@
 import asyncio
 import select
 import sqlite3
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ _NOTICED = {
 """libpq's own parameters, in seconds, and ms for the last: with them a server that vanishes without closing its sockets
 is missed within half a minute, on connections that wait for it as on idle ones. Its defaults take hours."""
 SQLITE_BUSY_SECONDS = 30
+_LOOK_SECONDS = 0.005
+_BEGIN = "BEGIN IMMEDIATE"
 LOCK_MS = 10_000
 """How long PostgreSQL waits for a lock, where it was not told otherwise: its own default is for ever."""
 _UNWANTED_SECONDS = 0.5
@@ -74,7 +77,7 @@ def make_sync_engine(url: sa.URL) -> sa.Engine:
         return engine
     engine = sa.create_engine(
         url.set(drivername="sqlite"),
-        connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False, "factory": SQLiteConnection},
         hide_parameters=True,
     )
     sa.event.listen(engine, "connect", prepare_sqlite)
@@ -106,7 +109,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
         pool_timeout=SQLITE_BUSY_SECONDS,
         connect_args={
             "timeout": SQLITE_BUSY_SECONDS,
-            "factory": TidyConnection,
+            "factory": SQLiteConnection,
             "async_creator_fn": open_or_close,
         },
         hide_parameters=True,
@@ -117,8 +120,8 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     return engine
 
 
-class TidyConnection(sqlite3.Connection):
-    """Closes its cursors before itself.
+class SQLiteConnection(sqlite3.Connection):
+    """Closes its cursors before itself, and has cursors that get their turn to write.
 
     SQLite keeps a connection open, with its file and its read transaction, until no statement of it is left; and what
     was cancelled leaves a cursor, with its statement, to the garbage collector.
@@ -128,9 +131,9 @@ class TidyConnection(sqlite3.Connection):
         super().__init__(*args, **more)
         self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
 
-    def cursor(self, *args: Any, **more: Any) -> Any:
+    def cursor(self, factory: Any = None) -> Any:
         """Remembered for as long as anybody has it."""
-        cursor = super().cursor(*args, **more)
+        cursor = super().cursor(factory or _PromptCursor)
         self._cursors.add(cursor)
         return cursor
 
@@ -139,6 +142,34 @@ class TidyConnection(sqlite3.Connection):
         while self._cursors:  # none is left to a second close, which would be refused
             self._cursors.pop().close()
         super().close()
+
+
+class _PromptCursor(sqlite3.Cursor):
+    """Looks for the write lock every few milliseconds.
+
+    SQLite looks more and more seldom, in the end every 100 ms. Between two transactions of a busy process the lock is
+    free for less than one, so that the writers of another can miss it for seconds.
+    """
+
+    def execute(self, statement: str, parameters: Any = (), /) -> Any:
+        """As `sqlite3.Cursor` does it."""
+        if statement != _BEGIN:
+            return super().execute(statement, parameters)
+        deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+        _wait_when_busy(self.connection, _LOOK_SECONDS)
+        try:
+            while True:
+                try:
+                    return super().execute(_BEGIN)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                        raise
+        finally:
+            _wait_when_busy(self.connection, SQLITE_BUSY_SECONDS)
+
+
+def _wait_when_busy(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}").close()
 
 
 async def connect_or_close(*args: Any, **more: Any) -> psycopg.AsyncConnection:
@@ -231,7 +262,7 @@ def prepare_sqlite(connection: Any, record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = FULL")  # a 202 must survive a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_SECONDS * 1000}")
+    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_SECONDS * 1000:.0f}")
     cursor.close()
 
 
@@ -239,4 +270,4 @@ def begin_sqlite(connection: sa.Connection) -> None:
     """Take the write lock at once: a deferred upgrade fails immediately whatever the busy timeout."""
     options = connection.get_execution_options()
     if options.get("isolation_level") != "AUTOCOMMIT" and not options.keys() & READS.keys():
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(_BEGIN)

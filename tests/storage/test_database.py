@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -13,11 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from app.domain.errors import ConfigurationError, StorageUnavailable
-from app.storage import tables
+from app.storage import engines, tables
 from app.storage.database import Database, new_id, now_ms
 from app.storage.engines import parse_url
 from app.storage.listen import listen
-from tests.databases import Databases
+from tests.databases import Databases, opened
 from tests.storage.goal_rows import count_goals, insert_goal
 from tests.stored import forget_everything, make_goal, make_run, row_of
 
@@ -271,6 +272,46 @@ async def test_a_database_that_stays_locked_is_unavailable_and_then_works_again(
     await database.write_in_thread(write_now)
     assert await count_goals(database) == 2
     await database.close()
+
+
+async def test_who_waits_to_write_to_a_file_looks_for_its_turn_again_and_again(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite looks ever more seldom, and so misses the moments between the transactions of a busy process."""
+    begun: list[str] = []
+
+    class Watched(engines.SQLiteConnection):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            self.set_trace_callback(lambda statement: begun.append(statement) if "BEGIN" in statement else None)
+
+    monkeypatch.setattr(engines, "SQLiteConnection", Watched)
+    with databases.fresh("sqlite") as url:
+        async with opened(url) as database:
+
+            async def write() -> None:
+                async with database.write() as connection:
+                    await connection.execute(insert_goal())
+
+            async def write_in_thread() -> None:
+                await database.write_in_thread(lambda connection: connection.execute(insert_goal()))
+
+            for writing in (write, write_in_thread):
+                begun.clear()
+                with write_locked(url):
+                    waiting = asyncio.create_task(writing())
+                    while len(begun) < 20 and not waiting.done():  # noqa: ASYNC110 - SQLite tells by a plain call
+                        await asyncio.sleep(0.01)
+                await waiting
+            assert await count_goals(database) == 2
+
+            def waits(connection: sa.Connection) -> int:
+                return int(connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one())
+
+            async with database.write() as connection:
+                found = [await connection.run_sync(waits)]
+            found.append(await database.write_in_thread(waits))
+            assert found == [engines.SQLITE_BUSY_SECONDS * 1000] * 2  # for whatever else meets a lock
 
 
 @pytest.mark.parametrize(("given", "waits"), [({}, "10s"), ({"options": "-c lock_timeout=7s"}, "7s")])
