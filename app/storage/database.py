@@ -87,8 +87,7 @@ class Database:
             sa.event.listen(self._sync_engine, "connect", engines.limit_locks)
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planwave-writer")
         self._held: sa.Connection | None = None  # the writer's, opened and used in its thread only
-        reading = engines.READS if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-        self._reads = self._engine.execution_options(**reading)
+        self._reads = engines.for_reading(self._engine)
         # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
         self._writer = asyncio.Lock()
         self._refused_writes = False

@@ -37,7 +37,7 @@ LOCK_MS = 10_000
 _UNWANTED_SECONDS = 0.5
 """How long a cancel waits for the connection that it made unwanted. A server may be hanging."""
 _USED = "planwave_used"
-READS = {"planwave_reads": True}
+_READS = {"planwave_reads": True}
 """The mark of SQLite's connections that only read: they begin nothing (AUTOCOMMIT is dear)."""
 
 
@@ -84,6 +84,28 @@ def make_sync_engine(url: sa.URL) -> sa.Engine:
     sa.event.listen(engine, "begin", begin_sqlite)
     sa.event.listen(engine, "handle_error", lose_if_read_only)
     return engine
+
+
+def for_reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine, and the same pool, for what only reads: no transaction is begun."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**_READS)
+    reading = engine.execution_options()
+    sa.event.listen(reading.sync_engine, "engine_connect", _begin_nothing)
+    return reading
+
+
+def _begin_nothing(connection: sa.Connection) -> None:
+    """Said here, and not as an option of the engine, where a cancel meanwhile would lose the connection.
+
+    Nobody would give it back to the pool, until the collector finds it; nor may it go back, which could go on without
+    transactions.
+    """
+    try:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+    except BaseException:
+        connection.invalidate()
+        raise
 
 
 def _postgresql_engine(url: sa.URL, pool_size: int) -> AsyncEngine:
@@ -269,5 +291,5 @@ def prepare_sqlite(connection: Any, record: object) -> None:
 def begin_sqlite(connection: sa.Connection) -> None:
     """Take the write lock at once: a deferred upgrade fails immediately whatever the busy timeout."""
     options = connection.get_execution_options()
-    if options.get("isolation_level") != "AUTOCOMMIT" and not options.keys() & READS.keys():
+    if options.get("isolation_level") != "AUTOCOMMIT" and not options.keys() & _READS.keys():
         connection.exec_driver_sql(_BEGIN)

@@ -137,6 +137,37 @@ async def test_a_read_that_is_cancelled_does_not_wait_for_a_server_that_hangs(
         await database.close()
 
 
+async def test_a_read_that_is_cancelled_as_its_connection_is_prepared_gives_its_place_back(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves no connection behind that writes without transactions."""
+    set_autocommit = psycopg.AsyncConnection.set_autocommit
+    preparing = asyncio.Event()
+
+    async def slowly(connection: psycopg.AsyncConnection, value: bool) -> None:
+        await set_autocommit(connection, value)
+        preparing.set()
+        await asyncio.sleep(WITHIN_SECONDS)
+
+    with databases.fresh("postgresql") as url:
+        database = Database(url, pool_size=1)
+        assert await count_goals(database) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg.AsyncConnection, "set_autocommit", slowly)
+            reading = asyncio.create_task(count_goals(database))
+            await preparing.wait()
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError) as kept:  # with all that its frames refer to
+                await reading
+        with suppress(LookupError):
+            async with database.write() as connection:
+                await connection.execute(insert_goal())
+                raise LookupError
+        assert await count_goals(database) == 0
+        assert kept.value
+        await database.close()
+
+
 def files_open(url: str) -> list[str]:
     """This process's descriptors of a SQLite database."""
     file = url.removeprefix("sqlite:///")
