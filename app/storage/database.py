@@ -88,7 +88,7 @@ class Database:
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planwave-writer")
         self._held: sa.Connection | None = None  # the writer's, opened and used in its thread only
         self._reads = engines.for_reading(self._engine)
-        # SQLite has one writer: queueing here is fair and cheaper than its busy wait, which sleeps up to 100 ms.
+        # SQLite has one writer: within a process queueing is fair, and cheaper than to look for its lock every few ms.
         self._writer = asyncio.Lock()
         self._refused_writes = False
         self._watchers: list[Callable[[UUID, bool], None]] = []

@@ -31,6 +31,7 @@ _NOTICED = {
 is missed within half a minute, on connections that wait for it as on idle ones. Its defaults take hours."""
 SQLITE_BUSY_SECONDS = 30
 _LOOK_SECONDS = 0.005
+"""How often who waits to write to a file looks whether it can: see `_PromptCursor`."""
 _BEGIN = "BEGIN IMMEDIATE"
 LOCK_MS = 10_000
 """How long PostgreSQL waits for a lock, where it was not told otherwise: its own default is for ever."""
@@ -96,10 +97,10 @@ def for_reading(engine: AsyncEngine) -> AsyncEngine:
 
 
 def _begin_nothing(connection: sa.Connection) -> None:
-    """Said here, and not as an option of the engine, where a cancel meanwhile would lose the connection.
+    """Have a connection of PostgreSQL's begin no transactions; SQLAlchemy's `engine_connect` event.
 
-    Nobody would give it back to the pool, until the collector finds it; nor may it go back, which could go on without
-    transactions.
+    As an option of the engine this would lose a connection whose caller is cancelled meanwhile: nobody gives it back
+    to the pool until the collector finds it. It is closed instead, since it may have none for whoever comes next.
     """
     try:
         connection.execution_options(isolation_level="AUTOCOMMIT")
